@@ -1,0 +1,3 @@
+"""detlib: vision meta-architectures from a config, in the shape that detectron2 made standard."""
+
+__version__ = "0.1.0"

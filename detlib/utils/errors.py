@@ -1,0 +1,57 @@
+"""Errors that a user can cause, all under :class:`DetlibError`.
+
+Each also derives from the built-in exception that the field's code catches. The message says what came, what was
+expected and what to do; the command line tools print it as one line, without a traceback.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ConfigKeyError",
+    "DatasetError",
+    "DetlibError",
+    "MissingFileError",
+    "UnknownNameError",
+]
+
+
+class DetlibError(Exception):
+    """Base of the errors that bad input causes."""
+
+    __str__ = Exception.__str__  # KeyError would print the repr of its message.
+
+
+class ConfigError(DetlibError, ValueError):
+    """A config file, key or value is not usable."""
+
+    __str__ = DetlibError.__str__
+
+
+class ConfigKeyError(ConfigError, KeyError, AttributeError):
+    """A config has no such key."""
+
+    __str__ = DetlibError.__str__
+
+
+class UnknownNameError(DetlibError, KeyError):
+    """A registry or catalog has no entry of that name."""
+
+    __str__ = DetlibError.__str__
+
+
+class DatasetError(DetlibError, ValueError):
+    """A dataset or one of its annotations is not usable."""
+
+    __str__ = DetlibError.__str__
+
+
+class CheckpointError(DetlibError, RuntimeError):
+    """A checkpoint is damaged, unsafe to read or does not fit the model."""
+
+    __str__ = DetlibError.__str__
+
+
+class MissingFileError(DetlibError, FileNotFoundError):
+    """A file or folder that the user named does not exist."""
+
+    __str__ = DetlibError.__str__
