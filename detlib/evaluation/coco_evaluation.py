@@ -1,0 +1,313 @@
+"""COCO's average precision for boxes, masks and keypoints."""
+
+import copy
+import itertools
+import json
+import logging
+import math
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+from detlib.config import CfgNode
+from detlib.data import MetadataCatalog
+from detlib.data.datasets.coco import convert_to_coco_json
+from detlib.evaluation.evaluator import DatasetEvaluator
+from detlib.structures import BoxMode, Instances
+from detlib.utils import comm
+from detlib.utils.errors import DatasetError
+from detlib.utils.file_io import PathManager
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    from detlib.evaluation.coco_api import COCOevalMaxDets
+
+__all__ = ["COCOEvaluator", "COCOevalMaxDets", "instances_to_coco_json"]
+
+METRICS = {
+    "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    "segm": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
+}
+
+
+class COCOEvaluator(DatasetEvaluator):
+    """Average precision, over all classes and per class, of the ``instances`` that a model predicts.
+
+    Metrics are in percent, ``nan`` where undefined. Inputs need an ``image_id`` of the dataset, and boxes must be on
+    the scale of the image file, as ``height`` and ``width`` of the input make them.
+
+    Args:
+        dataset_name: of a registered dataset. Without a ``json_file`` in its metadata, it is converted first.
+        tasks: some of ``"bbox"``, ``"segm"`` and ``"keypoints"``; otherwise those that predictions have fields for.
+        distributed: collect predictions from all processes; otherwise each evaluates its own.
+        output_dir: where to write ``coco_instances_results.json`` (COCO's result format) and
+            ``instances_predictions.pth``; otherwise nothing is written.
+        max_dets_per_image: highest scoring detections that count per image and class, 100 in COCO.
+        use_fast_impl: compute with faster_coco_eval if it is installed. The numbers are the same.
+        kpt_oks_sigmas: per keypoint, how far off it may be (cocodataset.org, keypoint evaluation); needed for
+            keypoints other than COCO's 17.
+        allow_cached_coco: reuse an earlier conversion of the dataset found in ``output_dir``.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        max_dets_per_image: int | None = None,
+        use_fast_impl: bool = True,
+        kpt_oks_sigmas: Sequence[float] = (),
+        allow_cached_coco: bool = True,
+    ) -> None:
+        if isinstance(tasks, CfgNode):  # COCOEvaluator(name, cfg, ...) is how older projects call it.
+            kpt_oks_sigmas = kpt_oks_sigmas or tasks.TEST.KEYPOINT_OKS_SIGMAS
+            tasks = None
+        self._logger = logging.getLogger(__name__)
+        self._dataset_name = dataset_name
+        self._tasks = _check_tasks(tasks)
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._max_dets_per_image = max_dets_per_image or 100
+        self._use_fast_impl = use_fast_impl
+        self._kpt_oks_sigmas = kpt_oks_sigmas
+        self._cpu_device = torch.device("cpu")
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._coco_api = self._load_ground_truth(allow_cached_coco)
+        self._do_evaluation = "annotations" in self._coco_api.dataset  # Test sets come without.
+        self.reset()
+
+    def reset(self) -> None:
+        self._predictions: list[dict[str, Any]] = []
+        self._results: dict[str, dict[str, float]] = OrderedDict()
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Convert and keep the ``instances`` of each output.
+
+        Args:
+            inputs: each with an ``image_id``.
+            outputs: each with ``instances`` on the scale of the image file.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            prediction = {"image_id": image["image_id"]}
+            if "instances" in output:
+                instances = output["instances"].to(self._cpu_device)
+                prediction["instances"] = instances_to_coco_json(instances, image["image_id"])
+            self._predictions.append(prediction)
+
+    def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, Any]:
+        """Compute the metrics.
+
+        Args:
+            img_ids: evaluate on these images only.
+
+        Returns:
+            such as ``{"bbox": {"AP": 37.4, ..., "AP-person": 52.2}}``; empty in processes other than the main one.
+        """
+        predictions = self._gather_predictions()
+        if predictions is None:
+            return {}
+        if not predictions:
+            raise DatasetError(f"There is nothing to evaluate: the model was run on no image of {self._dataset_name!r}")
+        if self._output_dir:
+            PathManager.mkdirs(self._output_dir)
+            with PathManager.open(os.path.join(self._output_dir, "instances_predictions.pth"), "wb") as f:
+                torch.save(predictions, f)
+        self._results = OrderedDict()
+        self._eval_predictions(predictions, img_ids)
+        return copy.deepcopy(self._results)
+
+    def _load_ground_truth(self, allow_cached: bool) -> "COCO":
+        from detlib.evaluation.coco_api import load_ground_truth
+
+        json_file = self._metadata.get("json_file")
+        if json_file is not None:
+            return load_ground_truth(PathManager.get_local_path(json_file))
+        self._logger.info("%r has no json_file in its metadata; converting it to COCO format", self._dataset_name)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = self._output_dir or temporary
+            converted = os.path.join(folder, f"{self._dataset_name}_coco_format.json")
+            convert_to_coco_json(self._dataset_name, converted, allow_cached=allow_cached)
+            return load_ground_truth(converted)
+
+    def _gather_predictions(self) -> list[dict[str, Any]] | None:
+        """Those of all processes; ``None`` in processes other than the main one."""
+        if not self._distributed or comm.get_world_size() == 1:
+            return self._predictions
+        comm.synchronize()
+        gathered = comm.gather(self._predictions, dst=0)
+        return list(itertools.chain(*gathered)) if comm.is_main_process() else None
+
+    def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
+        fields = set().union(*predictions)
+        return ["bbox"] + [
+            task for task, field in (("segm", "segmentation"), ("keypoints", "keypoints")) if field in fields
+        ]
+
+    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
+        """Fill ``_results`` for every task."""
+        detections = list(itertools.chain(*(prediction.get("instances", ()) for prediction in predictions)))
+        detections = self._to_dataset_categories(detections)
+        if self._output_dir:
+            path = os.path.join(self._output_dir, "coco_instances_results.json")
+            self._logger.info("Saving results to %s", path)
+            with PathManager.open(path, "w") as f:
+                json.dump(detections, f)
+        if not self._do_evaluation:
+            self._logger.info("%r has no annotations, so there is nothing to compare with", self._dataset_name)
+            return
+        for task in self._tasks or self._tasks_from_predictions(detections):
+            evaluation = self._evaluate_task(task, detections, img_ids)
+            self._results[task] = self._derive_coco_results(evaluation, task, self._metadata.get("thing_classes"))
+            self._hint_at_zero(task, len(detections), len(predictions))
+
+    def _to_dataset_categories(self, detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Category ids of the dataset in place of the model's classes 0, 1, ..."""
+        category_of = {class_id: category for category, class_id in self._class_of_category().items()}
+        unknown = sorted({detection["category_id"] for detection in detections} - category_of.keys())
+        if unknown:
+            raise DatasetError(
+                f"The model predicted class {unknown[0]}, but dataset {self._dataset_name!r} has {len(category_of)} "
+                f"classes, numbered {min(category_of, default=0)} to {max(category_of, default=0)}; "
+                "set the model's NUM_CLASSES to their number, and load weights trained with these classes"
+            )
+        return [{**detection, "category_id": category_of[detection["category_id"]]} for detection in detections]
+
+    def _class_of_category(self) -> dict[int, int]:
+        """Category id in the dataset -> the model's class. The metadata lacks it until the dataset was loaded once."""
+        in_order = {category: index for index, category in enumerate(sorted(self._coco_api.getCatIds()))}
+        return self._metadata.get("thing_dataset_id_to_contiguous_id", in_order)
+
+    def _evaluate_task(
+        self, task: str, detections: list[dict[str, Any]], img_ids: Sequence[int] | None
+    ) -> "COCOeval | None":
+        """``None`` when there is no detection, which pycocotools does not admit."""
+        from detlib.evaluation.coco_api import evaluate_on_coco
+
+        if not detections:
+            return None
+        return evaluate_on_coco(
+            self._coco_api,
+            detections,
+            task,
+            max_dets=self._max_dets_per_image,
+            kpt_oks_sigmas=self._kpt_oks_sigmas,
+            img_ids=img_ids,
+            use_fast_impl=self._use_fast_impl,
+        )
+
+    def _derive_coco_results(
+        self, coco_eval: "COCOeval | None", iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Metrics in percent, with those per class if there are several; also logged as tables.
+
+        Args:
+            coco_eval: finished; ``None`` if there was no prediction, which makes every metric ``nan``.
+        """
+        metrics = METRICS[iou_type]
+        if coco_eval is None:
+            self._logger.warning("The model predicted nothing on any image of %r", self._dataset_name)
+            return dict.fromkeys(metrics, math.nan)
+        results = {name: _percent(value) for name, value in zip(metrics, coco_eval.stats, strict=False)}
+        self._logger.info("Evaluation results for %s:\n%s", iou_type, _row_table(results))
+        if class_names is None or len(class_names) <= 1:
+            return results
+        per_class = self._per_class_ap(coco_eval, class_names)
+        self._logger.info("%s AP per class:\n%s", iou_type, _class_table(per_class))
+        return {**results, **{f"AP-{name}": ap for name, ap in per_class.items()}}
+
+    def _per_class_ap(self, coco_eval: "COCOeval", class_names: Sequence[str]) -> dict[str, float]:
+        precision = coco_eval.eval["precision"]  # (IoUs, recalls, K, areas, detection limits), -1 without ground truth
+        class_of = self._class_of_category()
+        per_class = {}
+        for index, category in enumerate(coco_eval.params.catIds):
+            values = precision[:, :, index, 0, -1]
+            values = values[values > -1]
+            if category in class_of:
+                per_class[class_names[class_of[category]]] = float(100 * values.mean()) if values.size else math.nan
+        return per_class
+
+    def _hint_at_zero(self, task: str, num_detections: int, num_images: int) -> None:
+        if num_detections >= num_images and self._results[task].get("AP50", 0.0) < 0.01:
+            self._logger.warning(
+                "%s AP is 0 in spite of %d detections. If training went well, the usual causes are classes in another "
+                "order than in training (compare thing_classes of the datasets), boxes in another format or on another "
+                "scale, and inputs normalised in another way (INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD)",
+                task,
+                num_detections,
+            )
+
+
+def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict[str, Any]]:
+    """Convert detections on one image to COCO's result format, boxes as (x, y, width, height).
+
+    Args:
+        instances: on the CPU, with ``pred_boxes``, ``scores``, ``pred_classes``; optional ``pred_masks`` (N, H, W)
+            of bool become run-length codes, optional ``pred_keypoints`` (N, K, 3) a list of 3 K numbers.
+    """
+    if len(instances) == 0:
+        return []
+    boxes_xywh = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+    columns: dict[str, list[Any]] = {
+        "category_id": instances.pred_classes.tolist(),
+        "bbox": boxes_xywh,
+        "score": instances.scores.tolist(),
+    }
+    if instances.has("pred_masks"):
+        columns["segmentation"] = [_run_lengths(mask) for mask in instances.pred_masks]
+    if instances.has("pred_keypoints"):
+        keypoints = instances.pred_keypoints.clone()
+        keypoints[:, :, :2] -= 0.5  # Ours are continuous, with the middle of a pixel at .5; COCO's are pixel indices.
+        columns["keypoints"] = keypoints.flatten(1).tolist()
+    rows = zip(*columns.values(), strict=True)
+    return [{"image_id": img_id, **dict(zip(columns, row, strict=True))} for row in rows]
+
+
+def _run_lengths(mask: torch.Tensor) -> dict[str, Any]:
+    from pycocotools import mask as mask_api
+
+    encoded = mask_api.encode(np.asfortranarray(np.asarray(mask, dtype=np.uint8)))
+    return {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
+
+
+def _check_tasks(tasks: Sequence[str] | None) -> list[str] | None:
+    if tasks is None:
+        return None
+    unknown = [task for task in tasks if task not in METRICS]
+    if unknown or isinstance(tasks, str):
+        raise ValueError(f"tasks must be a sequence of {', '.join(METRICS)}; got {tasks!r}")
+    return list(tasks)
+
+
+def _percent(value: float) -> float:
+    return float(100 * value) if value >= 0 else math.nan
+
+
+def _row_table(results: dict[str, float]) -> str:
+    return tabulate([list(results.values())], headers=list(results), tablefmt="pipe", floatfmt=".3f", numalign="left")
+
+
+def _class_table(per_class: dict[str, float]) -> str:
+    """Three pairs of (class, AP) per row."""
+    cells = [cell for pair in per_class.items() for cell in pair]
+    width = min(6, len(cells))
+    rows = [cells[i : i + width] for i in range(0, len(cells), width)]
+    return tabulate(rows, headers=["class", "AP"] * (width // 2), tablefmt="pipe", floatfmt=".3f", numalign="left")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "COCOevalMaxDets":  # pycocotools is imported by those who evaluate only.
+        from detlib.evaluation.coco_api import COCOevalMaxDets
+
+        return COCOevalMaxDets
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
