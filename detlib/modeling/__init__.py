@@ -1,0 +1,33 @@
+"""Models and their parts, built from a config."""
+
+from detlib.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, build_anchor_generator
+from detlib.modeling.backbone import (
+    BACKBONE_REGISTRY,
+    FPN,
+    Backbone,
+    ResNet,
+    ResNetBlockBase,
+    build_backbone,
+    build_resnet_backbone,
+    make_stage,
+)
+from detlib.modeling.meta_arch import META_ARCH_REGISTRY, DenseDetector, RetinaNet, build_model
+from detlib.modeling.postprocessing import detector_postprocess
+
+__all__ = [
+    "ANCHOR_GENERATOR_REGISTRY",
+    "BACKBONE_REGISTRY",
+    "FPN",
+    "META_ARCH_REGISTRY",
+    "Backbone",
+    "DenseDetector",
+    "ResNet",
+    "ResNetBlockBase",
+    "RetinaNet",
+    "build_anchor_generator",
+    "build_backbone",
+    "build_model",
+    "build_resnet_backbone",
+    "detector_postprocess",
+    "make_stage",
+]

@@ -1,0 +1,181 @@
+"""What detectors with a prediction at every cell of the feature maps share.
+
+Shapes: N images, L feature maps of H x W cells, A anchors at each cell, K numbers predicted by each anchor;
+R = the sum of H * W * A over all feature maps.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detlib.modeling.backbone.backbone import Backbone
+from detlib.modeling.postprocessing import detector_postprocess
+from detlib.modeling.preprocessing import ImagePreprocessor, instances_of
+from detlib.structures import Boxes, ImageList, Instances
+from detlib.utils.events import get_event_storage
+
+__all__ = ["DenseDetector", "permute_to_N_HWA_K"]
+
+
+class DenseDetector(nn.Module):
+    """Backbone, a fully convolutional head, and two methods for a subclass to write.
+
+    These are :meth:`forward_training` and :meth:`forward_inference`.
+    """
+
+    training_state_buffers: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        head_in_features: list[str] | None = None,
+        *,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+    ) -> None:
+        """
+        Args:
+            head: takes L feature maps and returns a tuple of predictions, each with L maps of shape (N, A * K, H, W).
+            head_in_features: names of the feature maps, finest first; by default all that the backbone gives.
+            pixel_mean: of each channel.
+            pixel_std: of each channel.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        if head_in_features is None:
+            shapes = backbone.output_shape()
+            head_in_features = sorted(shapes, key=lambda name: shapes[name].stride)
+        self.head_in_features = head_in_features
+        self.preprocessor = ImagePreprocessor(
+            pixel_mean, pixel_std, backbone.size_divisibility, backbone.padding_constraints
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is and its inputs go."""
+        return self.preprocessor.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """
+        Args:
+            batched_inputs: for each image a dict with
+
+                * ``image``: (C, H, W) in the channel order and range of ``INPUT.FORMAT``;
+                * ``instances``: when training, Instances with ``gt_boxes`` and ``gt_classes``;
+                * ``height``, ``width``: size in which the predictions are wanted; by default that of ``image``.
+
+        Returns:
+            The losses by name when training. Else for each image a dict whose ``instances`` have ``pred_boxes``,
+            ``scores`` and ``pred_classes``, best first.
+        """
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        features = [features[name] for name in self.head_in_features]
+        predictions = self.head(features)
+        if self.training:
+            return self.forward_training(images, features, predictions, instances_of(batched_inputs, self.device))
+
+        results = self.forward_inference(images, features, predictions)
+        outputs = []
+        for result, sample, (image_height, image_width) in zip(results, batched_inputs, images.image_sizes):
+            height, width = sample.get("height", image_height), sample.get("width", image_width)
+            outputs.append({"instances": detector_postprocess(result, height, width)})
+        return outputs
+
+    def forward_training(
+        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]], gt_instances: list[Instances]
+    ) -> dict[str, Tensor]:
+        """The losses of a batch by name."""
+        raise NotImplementedError(f"{type(self).__name__} needs forward_training()")
+
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
+    ) -> list[Instances]:
+        """Detections in each image, in the coordinates of the network's input."""
+        raise NotImplementedError(f"{type(self).__name__} needs forward_inference()")
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalise, pad and batch the images: an ImageList over (N, C, H', W')."""
+        return self.preprocessor(batched_inputs)
+
+    def visualize_training(self, batched_inputs: list[dict[str, Any]], results: list[Instances]) -> None:
+        """Put a picture of the first image into the event storage: ground truth on the left, the best 20 boxes right.
+
+        Args:
+            results: detections in the coordinates of the network's input.
+        """
+        from torchvision.utils import draw_bounding_boxes
+
+        image = batched_inputs[0]["image"].to("cpu").clamp(0, 255).to(torch.uint8)
+        gt_boxes = batched_inputs[0]["instances"].gt_boxes.tensor.cpu()
+        pred_boxes = results[0].pred_boxes.tensor[:20].detach().cpu()
+        sides = [draw_bounding_boxes(image, b, width=2) if len(b) else image for b in (gt_boxes, pred_boxes)]
+        picture = torch.cat(sides, dim=-1).numpy()
+        if getattr(self, "input_format", "BGR") == "BGR":
+            picture = picture[::-1].copy()
+        get_event_storage().put_image("left: ground truth; right: predictions", picture)
+
+    def _transpose_dense_predictions(
+        self, predictions: list[list[Tensor]], dims_per_anchor: list[int]
+    ) -> list[list[Tensor]]:
+        """From L maps of (N, A * K, H, W) to L of (N, H * W * A, K), for each kind of prediction and its K."""
+        return [[permute_to_N_HWA_K(x, K) for x in maps] for maps, K in zip(predictions, dims_per_anchor, strict=True)]
+
+    def _ema_update(self, name: str, value: Tensor, initial_value: float, momentum: float = 0.9) -> Tensor:
+        """Update the moving average in the buffer ``name`` and return it, without waiting for the device."""
+        value = torch.as_tensor(value, dtype=torch.float32, device=self.device)
+        if not hasattr(self, name):
+            self.register_buffer(name, torch.full_like(value, initial_value), persistent=False)
+        # A new tensor each time: autograd may still hold the last one.
+        setattr(self, name, getattr(self, name) * momentum + value.detach() * (1 - momentum))
+        return getattr(self, name)
+
+    def _decode_multi_level_predictions(
+        self,
+        anchors: list[Boxes],
+        pred_scores: list[Tensor],
+        pred_deltas: list[Tensor],
+        score_thresh: float,
+        topk_candidates: int,
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """The candidates of one image: of each feature map, the best scores above a threshold.
+
+        Args:
+            anchors: of each feature map, H * W * A boxes.
+            pred_scores: of each feature map, (H * W * A, K) probabilities of K classes.
+            pred_deltas: of each feature map, (H * W * A, 4).
+            topk_candidates: how many to keep of each feature map.
+        """
+        candidates = [
+            self._decode_per_level_predictions(*level, score_thresh, topk_candidates, image_size)
+            for level in zip(anchors, pred_scores, pred_deltas)
+        ]
+        return Instances.cat(candidates)
+
+    def _decode_per_level_predictions(
+        self,
+        anchors: Boxes,
+        pred_scores: Tensor,
+        pred_deltas: Tensor,
+        score_thresh: float,
+        topk_candidates: int,
+        image_size: tuple[int, int],
+    ) -> Instances:
+        anchor_index, classes = (pred_scores > score_thresh).nonzero(as_tuple=True)
+        scores = pred_scores[anchor_index, classes]
+        scores, best = scores.topk(min(topk_candidates, len(scores)))
+        anchor_index, classes = anchor_index[best], classes[best]
+        boxes = self.box2box_transform.apply_deltas(pred_deltas[anchor_index], anchors.tensor[anchor_index])
+        return Instances(image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+
+
+def permute_to_N_HWA_K(tensor: Tensor, K: int) -> Tensor:
+    """From (N, A * K, H, W), as a convolution gives it, to (N, H * W * A, K)."""
+    if tensor.dim() != 4 or tensor.shape[1] % K:
+        raise ValueError(f"expected a shape (N, A * {K}, H, W), got {tuple(tensor.shape)}")
+    N, _, H, W = tensor.shape
+    return tensor.view(N, -1, K, H, W).permute(0, 3, 4, 1, 2).reshape(N, -1, K)
