@@ -1,0 +1,48 @@
+"""Layers and functions from tensors to tensors."""
+
+from torch.nn import BatchNorm2d, ConvTranspose2d, Linear
+from torch.nn.functional import interpolate
+
+from detlib.layers.batch_norm import CycleBatchNormList, FrozenBatchNorm2d, LayerNorm, NaiveSyncBatchNorm, get_norm
+from detlib.layers.blocks import CNNBlockBase, DepthwiseSeparableConv2d
+from detlib.layers.losses import ciou_loss, diou_loss, giou_loss, sigmoid_focal_loss, smooth_l1_loss
+from detlib.layers.nms import batched_nms, nms
+from detlib.layers.shape_spec import ShapeSpec
+from detlib.layers.wrappers import (
+    Conv2d,
+    cat,
+    cross_entropy,
+    empty_input_loss_func_wrapper,
+    move_device_like,
+    nonzero_tuple,
+    shapes_to_tensor,
+)
+
+__all__ = [
+    "BatchNorm2d",
+    "CNNBlockBase",
+    "Conv2d",
+    "ConvTranspose2d",
+    "CycleBatchNormList",
+    "DepthwiseSeparableConv2d",
+    "FrozenBatchNorm2d",
+    "LayerNorm",
+    "Linear",
+    "NaiveSyncBatchNorm",
+    "ShapeSpec",
+    "batched_nms",
+    "cat",
+    "ciou_loss",
+    "cross_entropy",
+    "diou_loss",
+    "empty_input_loss_func_wrapper",
+    "get_norm",
+    "giou_loss",
+    "interpolate",
+    "move_device_like",
+    "nms",
+    "nonzero_tuple",
+    "shapes_to_tensor",
+    "sigmoid_focal_loss",
+    "smooth_l1_loss",
+]
