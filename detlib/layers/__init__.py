@@ -3,10 +3,14 @@
 from torch.nn import BatchNorm2d, ConvTranspose2d, Linear
 from torch.nn.functional import interpolate
 
+from detlib.layers.aspp import ASPP
 from detlib.layers.batch_norm import CycleBatchNormList, FrozenBatchNorm2d, LayerNorm, NaiveSyncBatchNorm, get_norm
 from detlib.layers.blocks import CNNBlockBase, DepthwiseSeparableConv2d
+from detlib.layers.deform_conv import DeformConv, ModulatedDeformConv
 from detlib.layers.losses import ciou_loss, diou_loss, giou_loss, sigmoid_focal_loss, smooth_l1_loss
+from detlib.layers.mask_ops import paste_masks_in_image
 from detlib.layers.nms import batched_nms, nms
+from detlib.layers.roi_align import ROIAlign, roi_align
 from detlib.layers.shape_spec import ShapeSpec
 from detlib.layers.wrappers import (
     Conv2d,
@@ -19,16 +23,20 @@ from detlib.layers.wrappers import (
 )
 
 __all__ = [
+    "ASPP",
     "BatchNorm2d",
     "CNNBlockBase",
     "Conv2d",
     "ConvTranspose2d",
     "CycleBatchNormList",
+    "DeformConv",
     "DepthwiseSeparableConv2d",
     "FrozenBatchNorm2d",
     "LayerNorm",
     "Linear",
+    "ModulatedDeformConv",
     "NaiveSyncBatchNorm",
+    "ROIAlign",
     "ShapeSpec",
     "batched_nms",
     "cat",
@@ -42,6 +50,8 @@ __all__ = [
     "move_device_like",
     "nms",
     "nonzero_tuple",
+    "paste_masks_in_image",
+    "roi_align",
     "shapes_to_tensor",
     "sigmoid_focal_loss",
     "smooth_l1_loss",

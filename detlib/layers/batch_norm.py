@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fvcore.nn.distributed import differentiable_all_reduce
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from detlib.layers._fvcore import differentiable_all_reduce
 from detlib.utils.errors import ConfigError, UnknownNameError
 
 __all__ = ["CycleBatchNormList", "FrozenBatchNorm2d", "LayerNorm", "NaiveSyncBatchNorm", "get_norm"]

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from detlib.layers._fvcore import weight_init
 from detlib.layers.batch_norm import FrozenBatchNorm2d, get_norm
 from detlib.layers.wrappers import Conv2d
 

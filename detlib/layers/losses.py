@@ -7,8 +7,9 @@ overlapping pairs by a boolean mask, for which a GPU has to wait, and give NaN f
 import math
 
 import torch
-from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
 from torch import Tensor
+
+from detlib.layers._fvcore import sigmoid_focal_loss, smooth_l1_loss
 
 __all__ = ["ciou_loss", "diou_loss", "giou_loss", "sigmoid_focal_loss", "smooth_l1_loss"]
 

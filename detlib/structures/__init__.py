@@ -9,13 +9,21 @@ from detlib.structures.boxes import (
 )
 from detlib.structures.image_list import ImageList
 from detlib.structures.instances import Instances
+from detlib.structures.keypoints import Keypoints, heatmaps_to_keypoints
+from detlib.structures.masks import BitMasks, PolygonMasks, ROIMasks, polygons_to_bitmask
 
 __all__ = [
+    "BitMasks",
     "BoxMode",
     "Boxes",
     "ImageList",
     "Instances",
+    "Keypoints",
+    "PolygonMasks",
+    "ROIMasks",
+    "heatmaps_to_keypoints",
     "pairwise_ioa",
     "pairwise_iou",
     "pairwise_point_box_distance",
+    "polygons_to_bitmask",
 ]
