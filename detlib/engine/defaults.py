@@ -1,0 +1,322 @@
+"""The trainer and the predictor that follow a config, with the behaviour most projects want."""
+
+import logging
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from detlib.checkpoint import DetectionCheckpointer
+from detlib.config import CfgNode
+from detlib.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detlib.data import transforms as T
+from detlib.data.datasets.register import register_datasets
+from detlib.engine import hooks
+from detlib.engine.setup import (
+    check_num_classes,
+    create_ddp_model,
+    default_argument_parser,
+    default_setup,
+    default_writers,
+)
+from detlib.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from detlib.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format, verify_results
+from detlib.modeling import build_model
+from detlib.solver import build_lr_scheduler, build_optimizer
+from detlib.utils import comm
+from detlib.utils.errors import ConfigError
+from detlib.utils.events import EventWriter
+from detlib.utils.logger import setup_logger
+
+__all__ = [
+    "DefaultPredictor",
+    "DefaultTrainer",
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "default_writers",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class DefaultPredictor:
+    """Predicts on single images as evaluation does: same weights, same resizing, same channel order.
+
+    >>> predictor = DefaultPredictor(cfg)
+    >>> instances = predictor(cv2.imread("image.jpg"))["instances"]
+
+    It loads ``MODEL.WEIGHTS``; ``metadata`` is that of the first dataset in ``DATASETS.TEST``.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg.clone()
+        register_datasets(cfg)
+        self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
+        self.input_format = cfg.INPUT.FORMAT
+        if self.input_format not in ("BGR", "RGB"):
+            raise ConfigError(f"INPUT.FORMAT is {self.input_format!r}; DefaultPredictor takes 'BGR' or 'RGB'")
+        self.aug = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
+        self.model = build_model(self.cfg)
+        self.model.eval()
+        if not cfg.MODEL.WEIGHTS:
+            logger.warning("MODEL.WEIGHTS is empty: predictions come from random weights.")
+        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+
+    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
+        """
+        Args:
+            original_image: (H, W, 3) in BGR order, whatever ``INPUT.FORMAT`` is, with values in [0, 255].
+
+        Returns:
+            what the model returns for one image, at the image's size.
+        """
+        _check_image(original_image)
+        image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
+        height, width = image.shape[:2]
+        image = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.from_numpy(image.astype("float32").transpose(2, 0, 1))  # (3, H', W')
+        tensor = tensor.to(next(self.model.parameters()).device)
+        with torch.no_grad():
+            return self.model([{"image": tensor, "height": height, "width": width}])[0]
+
+
+def _attribute_of_trainer(name: str) -> property:
+    return property(lambda self: getattr(self._trainer, name), lambda self, value: setattr(self._trainer, name, value))
+
+
+class DefaultTrainer(TrainerBase):
+    """Builds everything from a config and trains.
+
+    >>> trainer = DefaultTrainer(cfg)
+    >>> trainer.resume_or_load(resume=False)  # or True, to go on from the last checkpoint in OUTPUT_DIR
+    >>> trainer.train()
+
+    Override a ``build_*`` method to replace a part. The iteration itself is that of ``_trainer``, a
+    :class:`SimpleTrainer` or :class:`AMPTrainer`, which a subclass may replace, too.
+
+    Attributes:
+        scheduler, checkpointer, cfg
+        start_iter, max_iter: the iterations to run.
+    """
+
+    model = _attribute_of_trainer("model")
+    data_loader = _attribute_of_trainer("data_loader")
+    optimizer = _attribute_of_trainer("optimizer")
+    last_batch = _attribute_of_trainer("last_batch")
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        if not logging.getLogger("detlib").isEnabledFor(logging.INFO):  # Nobody called default_setup.
+            setup_logger()
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        register_datasets(cfg)
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        check_num_classes(cfg)
+        model = create_ddp_model(model, broadcast_buffers=False)
+        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer_class(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        # A strong reference would be a cycle that keeps the model in memory after the trainer is gone.
+        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self._last_eval_results: Mapping[str, Any] | None = None
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Loads ``MODEL.WEIGHTS``; or, to resume, the last checkpoint in ``OUTPUT_DIR`` and everything in it.
+
+        Args:
+            resume: use the last checkpoint if there is one.
+        """
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            self.start_iter = self.iter + 1  # A checkpoint holds the iteration that was finished.
+
+    def train(self) -> Mapping[str, Any] | None:
+        """Trains to ``SOLVER.MAX_ITER``.
+
+        Returns:
+            the results of the last evaluation, if there was one; checked against ``TEST.EXPECTED_RESULTS``.
+        """
+        super().train(self.start_iter, self.max_iter)
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, self._last_eval_results or {})
+        return self._last_eval_results
+
+    def run_step(self) -> None:
+        # The held trainer is part of this loop: every event in it, also after_backward, reaches the same hooks.
+        self._trainer._hooks = self._hooks
+        self._trainer.storage = self.storage
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
+
+    def after_train(self) -> None:
+        try:
+            if isinstance(self._trainer, SimpleTrainer):
+                self._trainer.finish_metrics()
+        finally:
+            super().after_train()
+
+    def state_dict(self) -> dict[str, Any]:
+        inner = self._trainer.state_dict()
+        inner.pop("hooks", None)  # The hooks are shared, so they are in the outer part already.
+        return {**super().state_dict(), "_trainer": inner}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Timing, learning rate, batch-norm statistics, checkpoints, evaluation, drawings, bar, writers: in this order.
+
+        The order counts: statistics before checkpoints before evaluation, and writers at the end, to write it all.
+        """
+        cfg = self.cfg
+        main = comm.is_main_process()
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            self._build_precise_bn() if cfg.TEST.PRECISE_BN.ENABLED else None,
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+            self._build_drawings() if cfg.VIS_PERIOD > 0 and main else None,
+            hooks.ProgressBar() if main else None,
+            hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
+        ]
+
+    def build_writers(self) -> list[EventWriter]:
+        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = build_model(cfg)
+        logger.info("Model:\n%s", model)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable:
+        return build_detection_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
+        return build_detection_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Override it; tools/train_net.py has one for the datasets that detlib knows."""
+        raise NotImplementedError(f"{cls.__name__} must define build_evaluator(cfg, dataset_name) to evaluate")
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluates the model on each dataset of ``DATASETS.TEST``.
+
+        Args:
+            evaluators: one per dataset; None for those of ``build_evaluator``.
+
+        Returns:
+            the results by dataset; only the results if there is one dataset.
+        """
+        names = cfg.DATASETS.TEST
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is not None and len(evaluators) != len(names):
+            raise ConfigError(f"{len(evaluators)} evaluators came for the {len(names)} datasets of DATASETS.TEST")
+        results: OrderedDict[str, Any] = OrderedDict()
+        for i, name in enumerate(names):
+            try:
+                evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[i]
+            except NotImplementedError as error:
+                logger.warning("%r is not evaluated: %s", name, error)
+                results[name] = {}
+                continue
+            results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
+            if comm.is_main_process():
+                logger.info("Results on %s:", name)
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Adapts batch size, learning rate and lengths to a number of processes other than the config was made for.
+
+        The batch per process stays, and the learning rate follows the batch ("Accurate, Large Minibatch SGD",
+        section 2.1). Lengths count images, so they shrink as the batch grows.
+
+        Args:
+            num_workers: processes of this training; with ``SOLVER.REFERENCE_WORLD_SIZE`` of 0, nothing is changed.
+        """
+        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if reference in (0, num_workers):
+            return cfg
+        if cfg.SOLVER.IMS_PER_BATCH % reference:
+            raise ConfigError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} must be a multiple of "
+                f"SOLVER.REFERENCE_WORLD_SIZE {reference}"
+            )
+        scaled = cfg.clone()
+        scaled.defrost()
+        solver, scale = scaled.SOLVER, num_workers / reference
+        solver.IMS_PER_BATCH = round(solver.IMS_PER_BATCH * scale)
+        solver.BASE_LR *= scale
+        for node, key in [
+            (solver, "MAX_ITER"),
+            (solver, "WARMUP_ITERS"),
+            (solver, "CHECKPOINT_PERIOD"),
+            (scaled.TEST, "EVAL_PERIOD"),
+        ]:
+            node[key] = round(node[key] / scale)
+        solver.STEPS = tuple(round(step / scale) for step in solver.STEPS)
+        solver.REFERENCE_WORLD_SIZE = num_workers
+        logger.info("Scaled the config from %d to %d processes: SOLVER is now\n%s", reference, num_workers, solver)
+        if cfg.is_frozen():
+            scaled.freeze()
+        return scaled
+
+    def _evaluate(self) -> Mapping[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    def _build_precise_bn(self) -> HookBase:
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0  # It runs rarely; idle workers would hold memory all the time.
+        loader = self.build_train_loader(cfg)
+        return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
+
+    def _build_drawings(self) -> HookBase:
+        cfg = self.cfg
+        metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
+        return hooks.VisualizePredictions(cfg.VIS_PERIOD, cfg.INPUT.FORMAT, metadata)
+
+
+def _check_image(image: np.ndarray) -> None:
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
+        came = f"an array of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(
+            f"DefaultPredictor takes an image of shape (H, W, 3) in BGR order, but {came} came; convert gray images "
+            "with cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), and those with alpha with cv2.COLOR_BGRA2BGR"
+        )

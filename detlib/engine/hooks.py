@@ -1,0 +1,400 @@
+"""Hooks for timing, learning rate, checkpoints, evaluation and output."""
+
+import contextlib
+import datetime
+import logging
+import math
+import operator
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from fvcore.common.checkpoint import Checkpointer
+from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
+from fvcore.common.param_scheduler import ParamScheduler
+from fvcore.common.timer import Timer
+from torch.optim import Optimizer
+
+from detlib.engine.model_hooks import AutogradProfiler, PreciseBN, TorchProfiler, VisualizePredictions
+from detlib.engine.train_loop import HookBase
+from detlib.evaluation.testing import flatten_results_dict
+from detlib.solver import LRMultiplier
+from detlib.solver import LRScheduler as _TorchLRScheduler
+from detlib.utils import comm
+from detlib.utils.events import EventWriter
+
+__all__ = [
+    "AutogradProfiler",
+    "BestCheckpointer",
+    "CallbackHook",
+    "EvalHook",
+    "IterationTimer",
+    "LRScheduler",
+    "PeriodicCheckpointer",
+    "PeriodicWriter",
+    "PreciseBN",
+    "ProgressBar",
+    "TorchMemoryStats",
+    "TorchProfiler",
+    "VisualizePredictions",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class CallbackHook(HookBase):
+    """Calls a function with the trainer at each event for which one is given."""
+
+    def __init__(
+        self,
+        *,
+        before_train: Callable[[Any], None] | None = None,
+        after_train: Callable[[Any], None] | None = None,
+        before_step: Callable[[Any], None] | None = None,
+        after_step: Callable[[Any], None] | None = None,
+    ) -> None:
+        self._before_train = before_train
+        self._after_train = after_train
+        self._before_step = before_step
+        self._after_step = after_step
+
+    def before_train(self) -> None:
+        if self._before_train:
+            self._before_train(self.trainer)
+
+    def after_train(self) -> None:
+        if self._after_train:
+            self._after_train(self.trainer)
+        # Functions may hold the trainer, which holds this hook.
+        self._before_train = self._after_train = self._before_step = self._after_step = None
+
+    def before_step(self) -> None:
+        if self._before_step:
+            self._before_step(self.trainer)
+
+    def after_step(self) -> None:
+        if self._after_step:
+            self._after_step(self.trainer)
+
+
+class IterationTimer(HookBase):
+    """Stores the seconds of each iteration as "time", and logs a summary at the end.
+
+    Register it first, so that the other hooks count as hooks and not as part of the iteration.
+    """
+
+    def __init__(self, warmup_iter: int = 3) -> None:
+        """
+        Args:
+            warmup_iter: iterations at the beginning that do not count.
+        """
+        self._warmup_iter = warmup_iter
+        self._step_timer = Timer()
+        self._total_timer = Timer()
+        self._start_time = time.perf_counter()
+
+    def before_train(self) -> None:
+        self._restart()
+
+    def after_train(self) -> None:
+        num_iter = self.trainer.storage.iter - self.trainer.start_iter - self._warmup_iter + 1
+        if num_iter <= 0:
+            return
+        in_steps = self._total_timer.seconds()
+        in_hooks = time.perf_counter() - self._start_time - in_steps
+        logger.info(
+            "Trained %d iterations in %s (%.4f s each), and spent %s on hooks.",
+            num_iter,
+            _duration(in_steps),
+            in_steps / num_iter,
+            _duration(in_hooks),
+        )
+
+    def before_step(self) -> None:
+        self._step_timer.reset()
+        self._total_timer.resume()
+
+    def after_step(self) -> None:
+        num_done = self.trainer.iter - self.trainer.start_iter + 1
+        if num_done >= self._warmup_iter:
+            self.trainer.storage.put_scalars(time=self._step_timer.seconds())
+            self._total_timer.pause()
+        else:
+            self._restart()
+
+    def _restart(self) -> None:
+        self._start_time = time.perf_counter()
+        self._total_timer.reset()
+        self._total_timer.pause()
+
+
+class PeriodicWriter(HookBase):
+    """Lets writers write every ``period`` iterations and at the end.
+
+    Register it last, so that what other hooks stored is written too.
+    """
+
+    def __init__(self, writers: Sequence[EventWriter], period: int = 20) -> None:
+        for writer in writers:
+            if not isinstance(writer, EventWriter):
+                raise TypeError(f"a writer must derive from EventWriter, but a {type(writer).__name__} came")
+        self._writers = writers
+        self._period = period
+
+    def after_step(self) -> None:
+        if _is_due(self, self._period) or _is_last_step(self):
+            for writer in self._writers:
+                writer.write()
+
+    def after_train(self) -> None:
+        for writer in self._writers:
+            writer.write()  # what other hooks stored after the last step
+            writer.close()
+
+
+class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
+    """fvcore's class of this name as a hook: saves every ``period`` iterations, and a "final" one at the end."""
+
+    def before_train(self) -> None:
+        self.max_iter = self.trainer.max_iter
+
+    def after_step(self) -> None:
+        self.step(self.trainer.iter)
+
+
+class BestCheckpointer(HookBase):
+    """Saves the model when a metric is better than ever before.
+
+    Register it after the :class:`EvalHook` that stores the metric. The best value survives a resumed training.
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        checkpointer: Checkpointer,
+        val_metric: str,
+        mode: str = "max",
+        file_prefix: str = "model_best",
+    ) -> None:
+        """
+        Args:
+            eval_period: of the :class:`EvalHook`.
+            val_metric: name in the storage, such as "bbox/AP50".
+            mode: "max" if more is better, else "min".
+            file_prefix: name of the file, which always holds the best model so far.
+        """
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode is {mode!r}; use 'max' if more of {val_metric!r} is better, else 'min'")
+        self._period = eval_period
+        self._checkpointer = checkpointer
+        self._val_metric = val_metric
+        self._is_better = operator.gt if mode == "max" else operator.lt
+        self._file_prefix = file_prefix
+        self.best_metric: float | None = None
+        self.best_iter: int | None = None
+
+    def after_step(self) -> None:
+        if _is_due(self, self._period) and not _is_last_step(self):
+            self._save_if_best()
+
+    def after_train(self) -> None:
+        if _is_finished(self):
+            self._save_if_best()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.best_metric is None else {"best_metric": self.best_metric, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
+
+    def _save_if_best(self) -> None:
+        latest = self.trainer.storage.latest()
+        if self._val_metric not in latest:
+            logger.warning(
+                "No metric %r was stored, so no best model is saved. There are: %s.",
+                self._val_metric,
+                ", ".join(sorted(latest)),
+            )
+            return
+        metric, iteration = latest[self._val_metric]
+        if not math.isfinite(metric):
+            return
+        if self.best_metric is None or self._is_better(metric, self.best_metric):
+            logger.info("Best %s so far: %.4f in iteration %d.", self._val_metric, metric, iteration)
+            self.best_metric, self.best_iter = float(metric), iteration
+            self._checkpointer.save(self._file_prefix, iteration=iteration)
+
+
+class LRScheduler(HookBase):
+    """Steps the learning-rate schedule once per iteration, and stores the rate as "lr"."""
+
+    def __init__(
+        self, optimizer: Optimizer | None = None, scheduler: _TorchLRScheduler | ParamScheduler | None = None
+    ) -> None:
+        """
+        Args:
+            optimizer: None for the trainer's.
+            scheduler: a fvcore schedule becomes a multiplier of the optimizer's rates; None for the trainer's.
+        """
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+
+    @property
+    def scheduler(self) -> _TorchLRScheduler | ParamScheduler:
+        return self._scheduler or self.trainer.scheduler
+
+    def before_train(self) -> None:
+        self._optimizer = self._optimizer or self.trainer.optimizer
+        if isinstance(self.scheduler, ParamScheduler):
+            self._scheduler = LRMultiplier(
+                self._optimizer, self.scheduler, self.trainer.max_iter, last_iter=self.trainer.iter - 1
+            )
+        self._best_param_group_id = self.get_best_param_group_id(self._optimizer)
+
+    def after_step(self) -> None:
+        lr = self._optimizer.param_groups[self._best_param_group_id]["lr"]
+        self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
+        self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scheduler.state_dict() if isinstance(self.scheduler, _TorchLRScheduler) else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if isinstance(self.scheduler, _TorchLRScheduler):
+            logger.info("Going on with the learning-rate schedule of the checkpoint.")
+            self.scheduler.load_state_dict(state_dict)
+
+    @staticmethod
+    def get_best_param_group_id(optimizer: Optimizer) -> int:
+        """Index of the group whose rate stands for all: the largest, or the first one with the most common rate."""
+        groups = optimizer.param_groups
+        sizes = [len(group["params"]) for group in groups]
+        if max(sizes) > 1:
+            return sizes.index(max(sizes))
+        rates = [group["lr"] for group in groups]
+        return rates.index(Counter(rates).most_common(1)[0][0])
+
+
+class EvalHook(HookBase):
+    """Runs an evaluation every ``eval_period`` iterations and at the end, and stores the numbers it returns."""
+
+    def __init__(
+        self, eval_period: int, eval_function: Callable[[], Mapping[str, Any]], eval_after_train: bool = True
+    ) -> None:
+        """
+        Args:
+            eval_period: 0 for only at the end.
+            eval_function: returns numbers or nested dicts of them, stored as "bbox/AP"; in several processes, it must
+                be called in all of them.
+        """
+        self._period = eval_period
+        self._func = eval_function
+        self._eval_after_train = eval_after_train
+
+    def after_step(self) -> None:
+        if _is_due(self, self._period) and not _is_last_step(self):
+            self._do_eval()
+
+    def after_train(self) -> None:
+        if self._eval_after_train and _is_finished(self):
+            self._do_eval()
+        self._func = None  # It may hold the trainer, which holds this hook.
+
+    def _do_eval(self) -> None:
+        if results := self._func():
+            if not isinstance(results, Mapping):
+                raise TypeError(f"an evaluation must return a dict of results, but it returned {results!r}")
+            self.trainer.storage.put_scalars(**_as_floats(results), smoothing_hint=False)
+        # The main process may have been busy alone; others would wait in the next step, and perhaps time out.
+        comm.synchronize()
+
+
+class TorchMemoryStats(HookBase):
+    """Logs how much CUDA memory is in use, every ``period`` iterations, ``max_runs`` times at most."""
+
+    def __init__(self, period: int = 20, max_runs: int = 10) -> None:
+        self._period = period
+        self._max_runs = max_runs
+        self._runs = 0
+
+    def after_step(self) -> None:
+        if self._runs >= self._max_runs or not torch.cuda.is_available():
+            return
+        if _is_due(self, self._period) or _is_last_step(self):
+            self._runs += 1
+            logger.info(
+                "Memory in iteration %d: %d MiB reserved at most, %d now; %d MiB allocated at most, %d now.",
+                self.trainer.iter,
+                *(
+                    measure() // 2**20
+                    for measure in (
+                        torch.cuda.max_memory_reserved,
+                        torch.cuda.memory_reserved,
+                        torch.cuda.max_memory_allocated,
+                        torch.cuda.memory_allocated,
+                    )
+                ),
+            )
+            torch.cuda.reset_peak_memory_stats()
+
+
+class ProgressBar(HookBase):
+    """A bar with the remaining time and the total loss, if stderr is a terminal; log lines appear above it."""
+
+    def __init__(self) -> None:
+        self._bar = None
+        self._redirection = contextlib.ExitStack()
+
+    def before_train(self) -> None:
+        if not sys.stderr.isatty():
+            return
+        from tqdm.auto import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        loggers = [logging.root, *(logging.getLogger(name) for name in ("detlib", "fvcore"))]
+        self._redirection.enter_context(logging_redirect_tqdm(loggers))
+        self._bar = tqdm(initial=self.trainer.start_iter, total=self.trainer.max_iter, unit="it", dynamic_ncols=True)
+
+    def after_step(self) -> None:
+        if self._bar is None:
+            return
+        loss, _ = self.trainer.storage.latest().get("total_loss", (None, None))
+        if loss is not None:
+            self._bar.set_postfix_str(f"total_loss {float(loss):.4g}", refresh=False)
+        self._bar.update()
+
+    def after_train(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        self._redirection.close()
+
+
+def _is_due(hook: HookBase, period: int) -> bool:
+    return period > 0 and (hook.trainer.iter + 1) % period == 0
+
+
+def _is_last_step(hook: HookBase) -> bool:
+    return hook.trainer.iter + 1 == hook.trainer.max_iter
+
+
+def _is_finished(hook: HookBase) -> bool:
+    """Whether, in ``after_train``, the training went to its end."""
+    return hook.trainer.iter >= hook.trainer.max_iter
+
+
+def _as_floats(results: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {}
+    for name, value in flatten_results_dict(results).items():
+        try:
+            numbers[name] = float(value)
+        except (TypeError, ValueError):
+            raise TypeError(f"an evaluation must return numbers, but {name!r} is {value!r}") from None
+    return numbers
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=int(seconds)))

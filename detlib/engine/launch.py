@@ -1,0 +1,142 @@
+"""Starting one process per device, or joining those that ``torchrun`` started."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from detlib.utils import comm
+from detlib.utils.errors import ConfigError, DetlibError
+
+__all__ = ["DEFAULT_TIMEOUT", "launch"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TIMEOUT = timedelta(minutes=30)
+
+
+def launch(
+    main_func: Callable[..., Any],
+    num_gpus_per_machine: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str | None = None,
+    args: Sequence[Any] = (),
+    timeout: timedelta = DEFAULT_TIMEOUT,
+) -> None:
+    """Calls ``main_func(*args)`` in one process per GPU of this machine, or right here if one process is enough.
+
+    Under ``torchrun``, which says so in the environment, it is called right here, as one of torchrun's processes.
+
+    Args:
+        main_func: must be importable by name, since new processes import it.
+        num_gpus_per_machine: 0 or 1 for no new process. Without CUDA, more start as many processes on the CPU.
+        num_machines: run the same program on each of them.
+        machine_rank: of this machine, from 0.
+        dist_url: address of the first machine, such as "tcp://10.0.0.1:29500"; None or "auto" finds a free port if
+            there is one machine.
+        timeout: of operations in which all processes take part.
+
+    Raises:
+        DetlibError: the first one that a process raised.
+    """
+    if _under_torchrun():
+        _join_torchrun(main_func, args, timeout)
+        return
+    world_size = num_machines * max(num_gpus_per_machine, 1)
+    if world_size == 1:
+        main_func(*args)
+        return
+    _check_devices(num_gpus_per_machine)
+    url = _resolve_url(dist_url, num_machines)
+    errors = mp.get_context("spawn").SimpleQueue()
+    process_args = (main_func, world_size, num_gpus_per_machine, machine_rank, url, args, timeout, errors)
+    try:
+        mp.start_processes(_worker, process_args, nprocs=max(num_gpus_per_machine, 1), start_method="spawn")
+    except mp.ProcessException as failure:
+        if errors.empty():
+            raise
+        raise errors.get() from failure
+
+
+def _worker(
+    local_rank: int,
+    main_func: Callable[..., Any],
+    world_size: int,
+    num_local: int,
+    machine_rank: int,
+    url: str,
+    args: Sequence[Any],
+    timeout: timedelta,
+    errors: "mp.SimpleQueue",
+) -> None:
+    num_local = max(num_local, 1)
+    try:
+        _init_process_group(local_rank, num_local, timeout, url, world_size, machine_rank * num_local + local_rank)
+        main_func(*args)
+    except DetlibError as error:  # The parent raises it, so that a user's mistake looks the same in 1 or 8 processes.
+        errors.put(error)
+        raise
+    dist.destroy_process_group()
+
+
+def _under_torchrun() -> bool:
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def _join_torchrun(main_func: Callable[..., Any], args: Sequence[Any], timeout: timedelta) -> None:
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    _check_devices(local_size)
+    _init_process_group(int(os.environ["LOCAL_RANK"]), local_size, timeout)
+    main_func(*args)
+    dist.destroy_process_group()
+
+
+def _init_process_group(
+    local_rank: int, num_local: int, timeout: timedelta, url: str = "env://", world_size: int = -1, rank: int = -1
+) -> None:
+    use_cuda = torch.cuda.is_available()
+    if use_cuda:
+        torch.cuda.set_device(local_rank)
+    try:
+        dist.init_process_group(
+            "nccl" if use_cuda else "gloo", init_method=url, world_size=world_size, rank=rank, timeout=timeout
+        )
+    except Exception:
+        logger.error("Process %d could not reach the others at %s.", rank, url)
+        raise
+    comm.create_local_process_group(num_local)
+    comm.synchronize()
+
+
+def _check_devices(num_local: int) -> None:
+    if num_local < 2:
+        return
+    if not torch.cuda.is_available():
+        logger.warning(
+            "There is no CUDA device: %d processes share the CPU, which is of use for tests only.", num_local
+        )
+    elif num_local > torch.cuda.device_count():
+        raise ConfigError(
+            f"{num_local} processes need as many GPUs, but this machine has {torch.cuda.device_count()}; "
+            f"use --num-gpus {torch.cuda.device_count()}"
+        )
+
+
+def _resolve_url(dist_url: str | None, num_machines: int) -> str:
+    if dist_url not in (None, "auto"):
+        return dist_url
+    if num_machines > 1:
+        raise ConfigError(
+            f"{num_machines} machines need an address to meet at; give all of them the same "
+            "--dist-url tcp://ADDRESS_OF_THE_FIRST:PORT"
+        )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"

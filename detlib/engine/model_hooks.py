@@ -1,0 +1,231 @@
+"""Hooks that run or look into the model: batch-norm statistics, profiles, drawings of predictions."""
+
+import itertools
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+from torch import nn
+
+from detlib.data import detection_utils
+from detlib.data.catalog import Metadata
+from detlib.engine.train_loop import HookBase, TrainerBase
+from detlib.engine.training_state import load_training_state, training_state, unwrap_model
+from detlib.evaluation.evaluator import inference_context
+from detlib.utils.events import EventStorage
+from detlib.utils.file_io import PathManager
+
+__all__ = ["AutogradProfiler", "PreciseBN", "TorchProfiler", "VisualizePredictions"]
+
+logger = logging.getLogger(__name__)
+
+
+class PreciseBN(HookBase):
+    """Replaces the running statistics of batch norm by true averages over ``num_iter`` batches.
+
+    From "Rethinking Batch in BatchNorm", section 3. Register it before the hooks that save or evaluate.
+    """
+
+    def __init__(self, period: int, model: nn.Module, data_loader: Iterable, num_iter: int) -> None:
+        """
+        Args:
+            period: in iterations; 0 for only after the last one.
+            model: layers in evaluation mode, and frozen ones, stay as they are.
+            data_loader: endless; of the same batches that training uses.
+        """
+        self._period = period
+        self._model = model
+        self._data_loader = data_loader
+        self._num_iter = num_iter
+        self._batches: Iterator | None = None
+        self._disabled = not get_bn_modules(model)
+        if self._disabled:
+            logger.info("PreciseBN has nothing to do: the model has no batch norm layer in training mode.")
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0):
+            self.update_stats()
+
+    def update_stats(self) -> None:
+        """Runs the model over the next batches."""
+        if self._disabled:
+            return
+        if self._batches is None:
+            self._batches = iter(self._data_loader)
+        logger.info("Collecting batch norm statistics over %d batches.", self._num_iter)
+        # Only batch norm may change: neither metrics nor running values of the losses.
+        state = training_state(self._model)
+        with EventStorage():
+            update_bn_stats(self._model, itertools.islice(self._batches, self._num_iter), self._num_iter)
+        load_training_state(self._model, state)
+
+
+class TorchProfiler(HookBase):
+    """Profiles the iterations that ``enable_predicate`` selects with ``torch.profiler``."""
+
+    def __init__(
+        self,
+        enable_predicate: Callable[[TrainerBase], bool],
+        output_dir: str,
+        *,
+        activities: Sequence[torch.profiler.ProfilerActivity] | None = None,
+        save_tensorboard: bool = True,
+    ) -> None:
+        """
+        Args:
+            enable_predicate: such as ``lambda trainer: 10 < trainer.iter < 20``.
+            output_dir: gets a file per profiled iteration.
+            activities: None for all that the machine offers.
+            save_tensorboard: write for TensorBoard's profile plugin to ``output_dir/log``, rather than a trace for
+                chrome://tracing to ``output_dir``.
+        """
+        self._enable_predicate = enable_predicate
+        self._output_dir = output_dir
+        self._activities = activities
+        self._save_tensorboard = save_tensorboard
+        self._profiler: Any = None
+
+    def before_step(self) -> None:
+        if self._enable_predicate(self.trainer):
+            self._profiler = torch.profiler.profile(
+                activities=self._activities,
+                on_trace_ready=self._tensorboard_handler() if self._save_tensorboard else None,
+                record_shapes=True,
+                profile_memory=True,
+                with_stack=True,
+            )
+            self._profiler.__enter__()
+
+    def after_step(self) -> None:
+        if self._profiler is None:
+            return
+        profiler, self._profiler = self._profiler, None
+        profiler.__exit__(None, None, None)
+        PathManager.mkdirs(self._output_dir)
+        name = f"profiler-trace-iter{self.trainer.iter}"
+        if not self._save_tensorboard:
+            self._write_trace(profiler, f"{name}.json")
+        table = profiler.key_averages().table(sort_by="cpu_time_total", row_limit=50, max_name_column_width=100)
+        with PathManager.open(os.path.join(self._output_dir, f"{name}.txt"), "w") as f:
+            f.write(table)
+
+    def _tensorboard_handler(self) -> Callable[..., None]:
+        return torch.profiler.tensorboard_trace_handler(
+            os.path.join(self._output_dir, "log"), worker_name=f"profiler-tensorboard-iter{self.trainer.iter}"
+        )
+
+    def _write_trace(self, profiler: Any, name: str) -> None:
+        # torch writes to local paths only.
+        with tempfile.TemporaryDirectory(prefix="detlib_profile") as folder:
+            local = os.path.join(folder, name)
+            profiler.export_chrome_trace(local)
+            with open(local) as source, PathManager.open(os.path.join(self._output_dir, name), "w") as target:
+                target.write(source.read())
+
+
+class AutogradProfiler(TorchProfiler):
+    """:class:`TorchProfiler` with the older, lighter ``torch.autograd.profiler``."""
+
+    def __init__(
+        self, enable_predicate: Callable[[TrainerBase], bool], output_dir: str, *, use_cuda: bool = True
+    ) -> None:
+        """
+        Args:
+            use_cuda: also time CUDA kernels, if there is such a device.
+        """
+        super().__init__(enable_predicate, output_dir, save_tensorboard=False)
+        self._use_cuda = use_cuda
+
+    def before_step(self) -> None:
+        if self._enable_predicate(self.trainer):
+            device = "cuda" if self._use_cuda and torch.cuda.is_available() else None
+            self._profiler = torch.autograd.profiler.profile(use_device=device)
+            self._profiler.__enter__()
+
+
+class VisualizePredictions(HookBase):
+    """Draws the first image of the batch with its ground truth beside what the model predicts for it by now.
+
+    The drawing goes to the storage, from where TensorBoard shows it. Works for every model that follows the contract:
+    what it draws depends on the fields in the input and in the output.
+    """
+
+    def __init__(
+        self, period: int, image_format: str = "BGR", metadata: Metadata | None = None, max_predictions: int = 20
+    ) -> None:
+        """
+        Args:
+            period: in iterations.
+            image_format: of the images that the model takes, as ``INPUT.FORMAT``.
+            metadata: of the training data; gives names and colours.
+            max_predictions: instances with the highest scores that are drawn.
+        """
+        self._period = period
+        self._image_format = image_format
+        self._metadata = metadata
+        self._max_predictions = max_predictions
+
+    def after_step(self) -> None:
+        if self._period > 0 and (self.trainer.iter + 1) % self._period == 0 and self.trainer.last_batch:
+            drawing = self._draw(self.trainer.last_batch[0])
+            self.trainer.storage.put_image("ground truth left, predictions right", drawing.transpose(2, 0, 1))
+
+    def _draw(self, sample: dict[str, Any]) -> np.ndarray:
+        image = sample["image"].detach().cpu().permute(1, 2, 0).numpy()  # (H, W, C)
+        rgb = np.asarray(detection_utils.convert_image_to_rgb(image, self._image_format)).clip(0, 255).astype(np.uint8)
+        truth = self._draw_truth(rgb, sample)
+        prediction = self._draw_prediction(rgb, self._predict(sample))
+        return np.concatenate([truth, prediction], axis=1)
+
+    def _predict(self, sample: dict[str, Any]) -> dict[str, Any]:
+        model = unwrap_model(self.trainer.model)
+        # Without the original size, results stay at the size of the image that is drawn on.
+        sample = {name: value for name, value in sample.items() if name not in ("height", "width")}
+        with inference_context(model), torch.no_grad(), EventStorage():
+            return model([sample])[0]
+
+    def _draw_truth(self, rgb: np.ndarray, sample: dict[str, Any]) -> np.ndarray:
+        visualizer = self._visualizer(rgb)
+        if "sem_seg" in sample:
+            visualizer.draw_sem_seg(sample["sem_seg"].cpu(), alpha=0.5)
+        if "instances" in sample:
+            instances = sample["instances"].to("cpu")
+            names = (self._metadata.get("thing_classes") if self._metadata else None) or ()
+            visualizer.overlay_instances(
+                boxes=instances.gt_boxes if instances.has("gt_boxes") else None,
+                masks=instances.gt_masks if instances.has("gt_masks") else None,
+                keypoints=instances.gt_keypoints if instances.has("gt_keypoints") else None,
+                labels=[names[c] if c < len(names) else str(c) for c in instances.gt_classes.tolist()]
+                if instances.has("gt_classes")
+                else None,
+            )
+        return visualizer.get_output().get_image()
+
+    def _draw_prediction(self, rgb: np.ndarray, output: dict[str, Any]) -> np.ndarray:
+        visualizer = self._visualizer(rgb)
+        if "panoptic_seg" in output:
+            segments, info = output["panoptic_seg"]
+            visualizer.draw_panoptic_seg_predictions(segments.cpu(), info)
+        elif "sem_seg" in output:
+            visualizer.draw_sem_seg(output["sem_seg"].argmax(dim=0).cpu())
+        elif "instances" in output:
+            instances = output["instances"].to("cpu")
+            if instances.has("scores"):
+                instances = instances[instances.scores.argsort(descending=True)[: self._max_predictions]]
+            visualizer.draw_instance_predictions(instances)
+        elif "proposals" in output:
+            visualizer.overlay_instances(
+                boxes=output["proposals"].proposal_boxes[: self._max_predictions].tensor.cpu().numpy()
+            )
+        return visualizer.get_output().get_image()
+
+    def _visualizer(self, rgb: np.ndarray) -> Any:
+        from detlib.visualization.visualizer import Visualizer
+
+        return Visualizer(rgb, self._metadata)

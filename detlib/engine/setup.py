@@ -1,0 +1,211 @@
+"""What a training or evaluation program does before and around its work."""
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from detlib.config import CfgNode
+from detlib.data import DatasetCatalog, MetadataCatalog
+from detlib.data.datasets.register import register_datasets
+from detlib.modeling import META_ARCH_REGISTRY
+from detlib.utils import comm
+from detlib.utils.collect_env import collect_env_info
+from detlib.utils.env import seed_all_rng
+from detlib.utils.errors import ConfigError, DetlibError
+from detlib.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from detlib.utils.file_io import PathManager
+from detlib.utils.logger import setup_logger
+
+__all__ = [
+    "check_num_classes",
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "default_writers",
+    "run_tool",
+]
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = """
+Examples:
+  train on one GPU, or on the CPU if there is none:
+      {prog} --config-file config.yaml
+  with options of the config changed, in either way of writing:
+      {prog} --config-file config.yaml SOLVER.BASE_LR 0.001 MODEL.DEVICE=cpu
+  on the 8 GPUs of this machine:
+      {prog} --config-file config.yaml --num-gpus 8
+      torchrun --nproc-per-node 8 {prog} --config-file config.yaml
+  on two machines with 8 GPUs each:
+      (machine 0) {prog} --config-file config.yaml --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://ADDRESS:PORT
+      (machine 1) the same with --machine-rank 1
+  go on after an interruption:
+      {prog} --config-file config.yaml --resume
+  evaluate a checkpoint:
+      {prog} --config-file config.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+"""
+
+
+def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """The options of training programs.
+
+    Args:
+        epilog: end of the help text; None for examples.
+    """
+    parser = argparse.ArgumentParser(
+        epilog=EXAMPLES.format(prog=sys.argv[0]) if epilog is None else epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML file with the config")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if there is one"
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and do not train")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved config, with the origin of each value, and exit"
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine, one per GPU (default: 1)")
+    parser.add_argument("--num-machines", type=int, default=1, help="machines that take part (default: 1)")
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0 (default: 0)")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        help="where the processes meet; 'auto' (default) finds a free port, and does for one machine",
+    )
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE | KEY=VALUE",
+        help="changes of the config, after all options",
+    )
+    return parser
+
+
+def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Prepares the output folder, logs, datasets declared in the config, random numbers and float precision.
+
+    ``OUTPUT_DIR/config.yaml`` gets the full config; an evaluation leaves it alone if it is there.
+
+    Args:
+        args: of :func:`default_argument_parser`; all are logged.
+    """
+    rank = comm.get_rank()
+    if comm.is_main_process() and cfg.OUTPUT_DIR:
+        PathManager.mkdirs(cfg.OUTPUT_DIR)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore")
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)
+    command = shlex.join([os.path.basename(sys.executable), *sys.argv])
+    logger.info("Process %d of %d, started with: %s", rank, comm.get_world_size(), command)
+    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Arguments: %s", args)
+    eval_only = getattr(args, "eval_only", False)
+    if comm.is_main_process() and cfg.OUTPUT_DIR:
+        _save_config(cfg, command, keep=eval_only)
+    register_datasets(cfg)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    if not eval_only:  # images of an evaluation have many sizes, for each of which cuDNN would search anew
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+
+
+def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
+    """Writers to the console, to ``metrics.json``, and to TensorBoard if that is installed.
+
+    Args:
+        max_iter: for the remaining time on the console.
+    """
+    PathManager.mkdirs(output_dir)
+    writers = [CommonMetricPrinter(max_iter), JSONWriter(os.path.join(output_dir, "metrics.json"))]
+    if find_spec("tensorboard"):
+        writers.append(TensorboardXWriter(output_dir))
+    else:
+        logger.info("No TensorBoard files are written: the package tensorboard is not installed.")
+    return writers
+
+
+def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any) -> nn.Module:
+    """``DistributedDataParallel`` around the model, or the model itself if there is one process.
+
+    Args:
+        fp16_compression: send gradients in half precision.
+        kwargs: of ``DistributedDataParallel``.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    if next(model.parameters()).device.type == "cuda":
+        kwargs.setdefault("device_ids", [comm.get_local_rank()])
+    ddp = DistributedDataParallel(model, **kwargs)
+    if fp16_compression:
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+
+        ddp.register_comm_hook(state=None, hook=fp16_compress_hook)
+    return ddp
+
+
+def check_num_classes(cfg: CfgNode) -> None:
+    """Compares the number of classes of the model with that of each training dataset.
+
+    Models without ``num_classes_key`` and datasets without ``thing_classes`` are passed over.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    key = getattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "num_classes_key", None)
+    if key is None:
+        return
+    num_classes = attrgetter(key)(cfg)
+    for name in cfg.DATASETS.TRAIN:
+        classes = _thing_classes(name)
+        if classes is not None and len(classes) != num_classes:
+            listed = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+            raise ConfigError(
+                f"{key} is {num_classes}, but the dataset {name!r} has {len(classes)} classes ({listed}). "
+                f"Write in the config: {_yaml_line(key, len(classes))}"
+            )
+
+
+def run_tool(main: Callable[[], Any]) -> None:
+    """Runs a command line tool; a mistake of its user becomes one line, ``error: ...``, and exit status 2."""
+    try:
+        main()
+    except DetlibError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+
+
+def _save_config(cfg: CfgNode, command: str, keep: bool) -> None:
+    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    text = cfg.dump()
+    logger.info("Config:\n%s", text)
+    if keep and PathManager.exists(path):
+        return
+    with PathManager.open(path, "w") as f:
+        f.write(f"# {command}\n{text}")
+    logger.info("The config is in %s", path)
+
+
+def _thing_classes(name: str) -> list[str] | None:
+    if name not in DatasetCatalog.list():  # A project may feed its own loader.
+        return None
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    if classes is None:
+        DatasetCatalog.get(name)  # Datasets in COCO's format learn their classes from the file.
+        classes = MetadataCatalog.get(name).get("thing_classes")
+    return classes
+
+
+def _yaml_line(key: str, value: int) -> str:
+    """``A.B`` and 1 become ``A: {B: 1}``."""
+    first, *rest = key.split(".")
+    return f"{first}: " + "".join(f"{{{part}: " for part in rest) + str(value) + "}" * len(rest)
