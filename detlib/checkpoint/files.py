@@ -1,0 +1,172 @@
+"""Checkpoint files: read without running code, written so that a kill at any moment leaves a whole file behind."""
+
+import contextlib
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from iopath.common.file_io import PathManager as PathManagerBase
+
+from detlib.utils import safe_pickle
+from detlib.utils.errors import CheckpointError, MissingFileError
+
+__all__ = ["missing_checkpoint", "read_checkpoint", "unreadable_types", "write_atomically"]
+
+SUFFIXES = (".pth", ".pt", ".pyth", ".pkl", ".safetensors")
+
+# Metrics that are saved along with weights are often numpy scalars; building one runs no code.
+_NUMPY_TYPES = [
+    np.ndarray,
+    np.dtype,
+    np._core.multiarray.scalar,
+    np._core.multiarray._reconstruct,
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
+]
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a local checkpoint, by its suffix: ``.pkl``, ``.safetensors``, otherwise what ``torch.save`` wrote.
+
+    Returns:
+        with the weights under ``"model"``, arrays or tensors by name. ``"__author__": "Caffe2"`` and
+        ``"matching_heuristics": True`` say how their names are to be read.
+
+    Raises:
+        CheckpointError: the file is damaged, holds no weights, or objects of types that are not admitted.
+    """
+    suffix = Path(path).suffix.lower()
+    read = {".pkl": _read_pickle, ".safetensors": _read_safetensors}.get(suffix, _read_torch)
+    return _with_model_key(read(path), path)
+
+
+def write_atomically(path_manager: PathManagerBase, path: str, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file that appears under its name only once it is complete and on the disk.
+
+    A path with a scheme (``s3://``) is left to its handler.
+
+    Args:
+        write: called with the open file.
+    """
+    if "://" in path:
+        with path_manager.open(path, "wb") as f:
+            write(f)
+        return
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.tmp")  # A fixed name, so that the next try overwrites a leftover.
+    try:
+        os.makedirs(folder or ".", exist_ok=True)
+        with open(temporary, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        _sync_folder(folder or ".")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise CheckpointError(f"Could not write {path}: {error}; any earlier file of that name is untouched") from error
+
+
+def unreadable_types(path: str) -> list[str]:
+    """Names of the types in a ``torch.save`` file that :func:`read_checkpoint` would refuse."""
+    with torch.serialization.safe_globals(_NUMPY_TYPES):
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+
+
+def missing_checkpoint(path: str) -> MissingFileError:
+    """The error to raise when there is no such file; it names those in the same folder that come closest."""
+    folder, name = os.path.split(path)
+    if not os.path.isdir(folder or "."):
+        return MissingFileError(f"Checkpoint {path} does not exist, nor does the folder {folder}")
+    if os.path.isdir(path):
+        return MissingFileError(f"Checkpoint {path} is a folder; name one of its files")
+    files = [entry.name for entry in os.scandir(folder or ".") if entry.name.endswith(SUFFIXES)]
+    near = difflib.get_close_matches(name, sorted(files), n=3, cutoff=0.3)
+    hint = f"closest in that folder: {', '.join(near)}" if near else f"that folder has {len(files)} other checkpoints"
+    return MissingFileError(f"Checkpoint {path} does not exist; {hint}")
+
+
+def _read_pickle(path: str) -> Any:
+    with open(path, "rb") as f:
+        return safe_pickle.load(f)
+
+
+def _read_safetensors(path: str) -> Any:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise CheckpointError(f"{path} needs the package safetensors; install it: pip install safetensors") from error
+    try:
+        return load_file(path)
+    except Exception as error:  # SafetensorError is not exported from a stable place.
+        raise _damaged(path, error) from error
+
+
+def _read_torch(path: str) -> Any:
+    try:
+        with torch.serialization.safe_globals(_NUMPY_TYPES):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # A damaged file can raise anything.
+        raise _refusal_of_types(path) or _damaged(path, error) from error
+
+
+def _refusal_of_types(path: str) -> CheckpointError | None:
+    try:
+        types = unreadable_types(path)
+    except Exception:  # Not even that much can be read: the file is damaged.
+        return None
+    if not types:
+        return None
+    return CheckpointError(
+        f"{path} holds objects that could run code when loaded: {', '.join(types)}. Where the file is trusted, read it "
+        "with the software that made it and save the weights alone: torch.save({'model': model.state_dict()}, path)"
+    )
+
+
+def _damaged(path: str, error: Exception) -> CheckpointError:
+    size = os.path.getsize(path)
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return CheckpointError(
+        f"{path} ({size} bytes) is not a checkpoint that can be read: {reason}. It may be cut short or be another kind "
+        "of file; copy or download it again, or use an earlier one"
+    )
+
+
+def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a dict of weights")
+    if isinstance(loaded.get("model"), Mapping):
+        return dict(loaded)
+    if isinstance(loaded.get("blobs"), Mapping):
+        return _as_caffe2(loaded["blobs"])
+    for key in ("model_state", "state_dict"):  # What pycls, and most trainers of classifiers, write.
+        if isinstance(loaded.get(key), Mapping):
+            return {"model": loaded[key], "matching_heuristics": key == "model_state"}
+    if any(not isinstance(value, (torch.Tensor, np.ndarray)) for value in loaded.values()):
+        keys = ", ".join(map(repr, list(loaded)[:8]))
+        raise CheckpointError(
+            f"{path} holds no weights that are known to be such; expected 'model' among its keys {keys}"
+        )
+    return _as_caffe2(loaded) if any(name.endswith("_w") for name in loaded) else {"model": loaded}
+
+
+def _as_caffe2(blobs: Mapping[str, Any]) -> dict[str, Any]:
+    weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename permanent; Windows neither needs nor offers this."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
