@@ -1,0 +1,6 @@
+"""Pictures of predictions and of annotations; matplotlib is imported when the first one is drawn."""
+
+from detlib.visualization.vis_image import VisImage
+from detlib.visualization.visualizer import ColorMode, Visualizer
+
+__all__ = ["ColorMode", "VisImage", "Visualizer"]
