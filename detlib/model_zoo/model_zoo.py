@@ -1,0 +1,104 @@
+"""The configs that come with detlib, by their path below ``configs/``, and the weights published for them."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import nn
+
+from ..checkpoint import DetectionCheckpointer
+from ..config import CfgNode, get_cfg
+from ..modeling import build_model
+from ..utils.errors import UnknownNameError
+
+__all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]
+
+WEIGHTS_PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"
+
+# Config without ending -> path of its weights below a folder of that name.
+WEIGHTS = {
+    "COCO-Detection/retinanet_R_50_FPN_1x": "190397773/model_final_bfca0b.pkl",
+    "COCO-Detection/retinanet_R_50_FPN_3x": "190397829/model_final_5bd44e.pkl",
+    "COCO-Detection/retinanet_R_101_FPN_3x": "190397697/model_final_971ab9.pkl",
+}
+
+# An installed package carries the configs; in a clone they are beside it.
+CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs")
+
+
+def get_checkpoint_url(config_path: str) -> str:
+    """Return the address of the weights trained with a config.
+
+    Args:
+        config_path: path below ``configs/``, for example ``COCO-Detection/retinanet_R_50_FPN_1x.yaml``.
+
+    Raises:
+        UnknownNameError: none were published for it.
+    """
+    name = str(config_path).removesuffix(".yaml")
+    if name not in WEIGHTS:
+        known = [f"{known}.yaml" for known in WEIGHTS]
+        raise UnknownNameError(
+            f"no weights are published for {str(config_path)!r}; {_suggest(config_path, known)}"
+            "Train it, or set MODEL.WEIGHTS to a file of your own."
+        )
+    return f"{WEIGHTS_PREFIX}{name}/{WEIGHTS[name]}"
+
+
+def get_config_file(config_path: str) -> str:
+    """Return the full path of a config that comes with detlib.
+
+    Args:
+        config_path: path below ``configs/``, for example ``COCO-Detection/retinanet_R_50_FPN_1x.yaml``.
+
+    Raises:
+        UnknownNameError: there is no such config.
+    """
+    for folder in CONFIG_FOLDERS:
+        if (folder / config_path).is_file():
+            return str(folder / config_path)
+    known = [path.relative_to(folder).as_posix() for folder in CONFIG_FOLDERS for path in folder.glob("**/*.yaml")]
+    raise UnknownNameError(
+        f"the model zoo has no config {str(config_path)!r}; {_suggest(config_path, known)}"
+        "Load a file of your own with get_cfg().merge_from_file(path)."
+    )
+
+
+def get_config(config_path: str, trained: bool = False) -> CfgNode:
+    """Return a config that comes with detlib.
+
+    Args:
+        config_path: path below ``configs/``.
+        trained: set ``MODEL.WEIGHTS`` to the weights trained with this config; otherwise it stays as in the file,
+            where most name a backbone trained on ImageNet.
+    """
+    cfg = get_cfg()
+    cfg.merge_from_file(get_config_file(config_path))
+    if trained:
+        cfg.MODEL.WEIGHTS = get_checkpoint_url(config_path)
+    return cfg
+
+
+def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
+    """Build the model of a config, in training mode, and load the weights that :func:`get_config` names.
+
+    They are downloaded once and cached.
+
+    Args:
+        config_path: path below ``configs/``.
+        trained: see :func:`get_config`.
+        device: instead of ``MODEL.DEVICE``.
+    """
+    cfg = get_config(config_path, trained)
+    if device is not None:
+        cfg.MODEL.DEVICE = str(device)
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model
+
+
+def _suggest(given: str, known: Iterable[str]) -> str:
+    known = sorted(set(known))
+    close = difflib.get_close_matches(str(given), known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(known) or 'none'}. "
