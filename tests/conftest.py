@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from detlib.config import get_cfg
+from detlib.structures import Boxes, Instances
+
+
+@pytest.fixture
+def tiny_cfg():
+    """RetinaNet with a narrow ResNet-18, 3 classes and 64-pixel images, on the CPU."""
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[x, x * 1.5] for x in (16, 32, 64, 128, 256)]
+    cfg.MODEL.RETINANET.NUM_CLASSES = 3
+    cfg.MODEL.RETINANET.NUM_CONVS = 1
+    cfg.INPUT.MIN_SIZE_TRAIN = (64,)
+    cfg.INPUT.MIN_SIZE_TEST = 64
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    return cfg
+
+
+@pytest.fixture
+def sample():
+    """Makes a training sample: ``sample(height, width, boxes_xyxy, classes)``."""
+
+    def make(height, width, boxes_xyxy=(), classes=()):
+        generator = torch.Generator().manual_seed(height * 1000 + width)
+        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+        boxes = Boxes(torch.tensor(boxes_xyxy, dtype=torch.float32).reshape(-1, 4))
+        classes = torch.tensor(classes, dtype=torch.int64)
+        instances = Instances((height, width), gt_boxes=boxes, gt_classes=classes)
+        return {"image": image, "height": height, "width": width, "instances": instances}
+
+    return make
