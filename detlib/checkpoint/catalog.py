@@ -49,7 +49,7 @@ class ModelCatalog:
             prefix=ModelCatalog.S3_C2_DETECTRON_PREFIX,
             url=url,
             dataset=ModelCatalog.C2_DATASET_COCO_KEYPOINTS if "keypoint" in name else ModelCatalog.C2_DATASET_COCO,
-            type="rpn" if "rpn" in name.split("/")[-1].split("_")[0] else "generalized_rcnn",
+            type="rpn" if name.split("/")[-1].startswith("rpn") else "generalized_rcnn",
         )
 
 

@@ -67,10 +67,14 @@ def write_atomically(path_manager: PathManagerBase, path: str, write: Callable[[
             os.fsync(f.fileno())
         os.replace(temporary, path)
         _sync_folder(folder or ".")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch.save turns the error of a full disk into a RuntimeError.
         with contextlib.suppress(OSError):
             os.remove(temporary)
-        raise CheckpointError(f"Could not write {path}: {error}; any earlier file of that name is untouched") from error
+        reason = error if isinstance(error, OSError) else error.__context__ or error
+        raise CheckpointError(
+            f"Could not write {path}: {reason}. Is there space left, and is the folder writable? What was in it is "
+            "unchanged"
+        ) from error
 
 
 def unreadable_types(path: str) -> list[str]:
