@@ -6,7 +6,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
-from ..utils.errors import DatasetError, UnknownNameError
+from detlib.utils.errors import DatasetError, UnknownNameError
 
 __all__ = ["DatasetCatalog", "Metadata", "MetadataCatalog"]
 

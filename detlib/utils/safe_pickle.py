@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import CheckpointError, MissingFileError
+from detlib.utils.errors import CheckpointError, MissingFileError
 
 __all__ = ["ARRAYS_AND_CONTAINERS", "load"]
 

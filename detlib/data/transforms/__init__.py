@@ -16,7 +16,7 @@ from fvcore.transforms.transform import (
     VFlipTransform,
 )
 
-from .augmentation import (
+from detlib.data.transforms.augmentation import (
     AugInput,
     Augmentation,
     AugmentationList,
@@ -25,7 +25,7 @@ from .augmentation import (
     apply_augmentations,
     apply_transform_gens,
 )
-from .augmentation_impl import (
+from detlib.data.transforms.augmentation_impl import (
     FixedSizeCrop,
     MinIoURandomCrop,
     RandomApply,
@@ -43,7 +43,13 @@ from .augmentation_impl import (
     ResizeScale,
     ResizeShortestEdge,
 )
-from .transform import ColorTransform, ExtentTransform, PILColorTransform, ResizeTransform, RotationTransform
+from detlib.data.transforms.transform import (
+    ColorTransform,
+    ExtentTransform,
+    PILColorTransform,
+    ResizeTransform,
+    RotationTransform,
+)
 
 __all__ = [
     "AugInput",

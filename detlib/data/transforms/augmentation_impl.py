@@ -1,8 +1,14 @@
 """All augmentations under the path of old imports; they live in the files imported here."""
 
-from .color import RandomBrightness, RandomContrast, RandomLighting, RandomSaturation
-from .cropping import FixedSizeCrop, MinIoURandomCrop, RandomCrop, RandomCrop_CategoryAreaConstraint, RandomExtent
-from .geometric import (
+from detlib.data.transforms.color import RandomBrightness, RandomContrast, RandomLighting, RandomSaturation
+from detlib.data.transforms.cropping import (
+    FixedSizeCrop,
+    MinIoURandomCrop,
+    RandomCrop,
+    RandomCrop_CategoryAreaConstraint,
+    RandomExtent,
+)
+from detlib.data.transforms.geometric import (
     RandomApply,
     RandomFlip,
     RandomResize,

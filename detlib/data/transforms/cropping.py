@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from fvcore.transforms.transform import CropTransform, NoOpTransform, PadTransform, Transform, TransformList
 
-from .augmentation import Augmentation
-from .transform import LabelPreservingExtentTransform
+from detlib.data.transforms.augmentation import Augmentation
+from detlib.data.transforms.transform import LabelPreservingExtentTransform
 
 __all__ = [
     "FixedSizeCrop",

@@ -8,8 +8,8 @@ import numpy as np
 from fvcore.transforms.transform import HFlipTransform, NoOpTransform, Transform, VFlipTransform
 from PIL import Image
 
-from .augmentation import Augmentation, as_augmentation
-from .transform import ResizeTransform, RotationTransform
+from detlib.data.transforms.augmentation import Augmentation, as_augmentation
+from detlib.data.transforms.transform import ResizeTransform, RotationTransform
 
 __all__ = [
     "RandomApply",

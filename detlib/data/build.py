@@ -1,0 +1,330 @@
+"""From names of datasets to loaders of batches."""
+
+import itertools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler
+
+from detlib.config import CfgNode, configurable
+from detlib.data.catalog import DatasetCatalog, MetadataCatalog
+from detlib.data.common import AspectRatioGroupedDataset, DatasetFromList, MapDataset, ToIterableDataset
+from detlib.data.dataset_mapper import DatasetMapper
+from detlib.data.detection_utils import check_metadata_consistency
+from detlib.data.preparation import (
+    filter_images_with_few_keypoints,
+    filter_images_with_only_crowd_annotations,
+    load_proposals_into_dataset,
+    print_instances_class_histogram,
+)
+from detlib.data.samplers import (
+    InferenceSampler,
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
+from detlib.utils import comm
+from detlib.utils.env import seed_all_rng
+from detlib.utils.errors import ConfigError, DatasetError
+
+__all__ = [
+    "build_batch_data_loader",
+    "build_detection_test_loader",
+    "build_detection_train_loader",
+    "filter_images_with_few_keypoints",
+    "filter_images_with_only_crowd_annotations",
+    "get_detection_dataset_dicts",
+    "load_proposals_into_dataset",
+    "print_instances_class_histogram",
+    "trivial_batch_collator",
+    "worker_init_reset_seed",
+]
+
+
+def get_detection_dataset_dicts(
+    names: str | Sequence[str],
+    filter_empty: bool = True,
+    min_keypoints: int = 0,
+    proposal_files: Sequence[str] | None = None,
+    check_consistency: bool = True,
+) -> list[dict[str, Any]] | Dataset:
+    """Load datasets by name, one after the other in one list.
+
+    Args:
+        names: registered in DatasetCatalog.
+        filter_empty: drop images without objects, crowd regions aside.
+        min_keypoints: drop images with fewer visible keypoints.
+        proposal_files: precomputed proposals, a file for each dataset.
+        check_consistency: check that the datasets agree on their classes, and annotations fit them.
+
+    Returns:
+        The samples. Datasets that are registered as torch datasets come back as such, and are not filtered.
+
+    Raises:
+        DatasetError: a dataset has no samples, none after filtering, or annotations that do not fit its classes.
+        UnknownNameError: there is no such dataset.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    if not names:
+        raise ConfigError("no dataset is named; set DATASETS.TRAIN and DATASETS.TEST, e.g. DATASETS.TRAIN: [my_train]")
+    datasets = [DatasetCatalog.get(name) for name in names]
+    for name, dataset in zip(names, datasets, strict=True):
+        if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
+            raise DatasetError(f"dataset {name!r} has no samples; check the files that it was registered with")
+    if isinstance(datasets[0], Dataset):
+        return datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
+    if proposal_files is not None:
+        if len(proposal_files) != len(names):
+            raise ConfigError(
+                f"{len(names)} datasets {names} need as many proposal files, got {list(proposal_files)}; "
+                "see DATASETS.PROPOSAL_FILES_TRAIN and DATASETS.PROPOSAL_FILES_TEST"
+            )
+        datasets = [load_proposals_into_dataset(d, f) for d, f in zip(datasets, proposal_files, strict=True)]
+
+    samples = list(itertools.chain.from_iterable(datasets))
+    if "annotations" not in samples[0]:
+        return samples
+    if check_consistency:
+        _check_classes(samples, names)
+    if filter_empty:
+        samples = filter_images_with_only_crowd_annotations(samples)
+    if min_keypoints > 0:
+        samples = filter_images_with_few_keypoints(samples, min_keypoints)
+    if not samples:
+        _raise_nothing_left(names, sum(map(len, datasets)), min_keypoints)
+    return samples
+
+
+def _check_classes(samples: list[dict[str, Any]], names: list[str]) -> None:
+    check_metadata_consistency("thing_classes", names)
+    class_names = MetadataCatalog.get(names[0]).get("thing_classes")
+    if class_names is not None:
+        print_instances_class_histogram(samples, class_names)
+
+
+def _raise_nothing_left(names: list[str], num_images: int, min_keypoints: int) -> None:
+    cause = "without annotations other than crowd regions; to keep them set DATALOADER.FILTER_EMPTY_ANNOTATIONS: False"
+    if min_keypoints > 0:
+        cause = (
+            f"without annotations or with fewer than {min_keypoints} visible keypoints; see "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS and MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE"
+        )
+    raise DatasetError(f"no image is left of {', '.join(names)}: all {num_images} are {cause}")
+
+
+def trivial_batch_collator(batch: list[Any]) -> list[Any]:
+    """Return the list of samples as it is: models take a list, as their images differ in size."""
+    return batch
+
+
+def worker_init_reset_seed(worker_id: int) -> None:
+    """Seed all random generators of a worker process, differently for each and following from ``SEED``."""
+    seed_all_rng(torch.initial_seed() % 2**31 + worker_id)
+
+
+def build_batch_data_loader(
+    dataset: Dataset,
+    sampler: Sampler | None,
+    total_batch_size: int | None,
+    *,
+    aspect_ratio_grouping: bool = False,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    drop_last: bool = True,
+    single_gpu_batch_size: int | None = None,
+    prefetch_factor: int | None = 2,
+    persistent_workers: bool = False,
+    pin_memory: bool = False,
+    seed: int | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Build a loader of batches for training.
+
+    Args:
+        dataset: indexable, or iterable with sampler None.
+        total_batch_size: over all processes; or give the batch size of one by single_gpu_batch_size.
+        aspect_ratio_grouping: whether wide images get batches of their own; samples need "width" and "height".
+        num_workers: processes that load, for each process that trains.
+        collate_fn: from the list of samples to the batch; the list itself by default.
+        drop_last: whether an incomplete last batch is left out.
+        seed: of the workers; None: it follows from ``SEED``.
+        kwargs: further arguments of torch's DataLoader.
+    """
+    batch_size = _batch_size_per_process(total_batch_size, single_gpu_batch_size)
+    if isinstance(dataset, IterableDataset):
+        if sampler is not None:
+            raise ValueError("an IterableDataset has its own order; give sampler=None with it")
+    else:
+        dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=batch_size)
+    if seed is not None:
+        kwargs["generator"] = torch.Generator().manual_seed(seed)
+    if num_workers > 0:
+        kwargs.update(prefetch_factor=prefetch_factor, persistent_workers=persistent_workers)
+    kwargs.update(num_workers=num_workers, worker_init_fn=worker_init_reset_seed, pin_memory=pin_memory)
+
+    if not aspect_ratio_grouping:
+        collate_fn = collate_fn or trivial_batch_collator
+        return DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, collate_fn=collate_fn, **kwargs)
+    samples = DataLoader(dataset, collate_fn=operator.itemgetter(0), **kwargs)  # Batches of one: no batch.
+    batches = AspectRatioGroupedDataset(samples, batch_size)
+    return batches if collate_fn is None else MapDataset(batches, collate_fn)
+
+
+def _batch_size_per_process(total_batch_size: int | None, single_gpu_batch_size: int | None) -> int:
+    if single_gpu_batch_size:
+        if total_batch_size:
+            raise ValueError("give either total_batch_size or single_gpu_batch_size, not both")
+        return single_gpu_batch_size
+    world_size = comm.get_world_size()
+    if not total_batch_size or total_batch_size < 0 or total_batch_size % world_size != 0:
+        raise ConfigError(
+            f"the batch size {total_batch_size} (SOLVER.IMS_PER_BATCH) must be a positive multiple of the number of "
+            f"processes, {world_size}"
+        )
+    return total_batch_size // world_size
+
+
+def _train_loader_from_config(
+    cfg: CfgNode,
+    mapper: Callable[[dict[str, Any]], Any] | None = None,
+    *,
+    dataset: list[Any] | Dataset | None = None,
+    sampler: Sampler | None = None,
+) -> dict[str, Any]:
+    if dataset is None:
+        dataset = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        )
+    return {
+        "dataset": dataset,
+        "sampler": _build_sampler(cfg, dataset) if sampler is None else sampler,
+        "mapper": DatasetMapper(cfg, True) if mapper is None else mapper,
+        "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
+        "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+    }
+
+
+def _build_sampler(cfg: CfgNode, dataset: list[Any] | Dataset) -> Sampler | None:
+    """Build the sampler that ``DATALOADER.SAMPLER_TRAIN`` names."""
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if isinstance(dataset, IterableDataset):
+        return None
+    if name == "TrainingSampler":
+        return TrainingSampler(len(dataset))
+    if name == "RepeatFactorTrainingSampler":
+        return RepeatFactorTrainingSampler(
+            RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+                dataset, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+            )
+        )
+    if name == "RandomSubsetTrainingSampler":
+        if "RANDOM_SUBSET_RATIO" not in cfg.DATALOADER:
+            raise ConfigError("RandomSubsetTrainingSampler needs a ratio: set cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.1")
+        return RandomSubsetTrainingSampler(len(dataset), cfg.DATALOADER.RANDOM_SUBSET_RATIO)
+    raise ConfigError(
+        f"DATALOADER.SAMPLER_TRAIN is {name!r}; known: TrainingSampler, RepeatFactorTrainingSampler, "
+        "RandomSubsetTrainingSampler. For one of your own call build_detection_train_loader(cfg, sampler=...)"
+    )
+
+
+@configurable(from_config=_train_loader_from_config)
+def build_detection_train_loader(
+    dataset: list[Any] | Dataset,
+    *,
+    mapper: Callable[[dict[str, Any]], Any] | None,
+    sampler: Sampler | None = None,
+    total_batch_size: int,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Build the endless loader of training batches, ``build_detection_train_loader(cfg)`` or by arguments.
+
+    Args:
+        dataset: samples, see get_detection_dataset_dicts; or a torch dataset.
+        mapper: from a sample to model input; None leaves samples as they are.
+        sampler: a TrainingSampler by default; None for an iterable dataset.
+        total_batch_size: over all processes.
+        aspect_ratio_grouping: see build_batch_data_loader, also for the others.
+
+    Returns:
+        An iterable over batches, list[dict] without collate_fn.
+    """
+    if isinstance(dataset, list):
+        dataset = DatasetFromList(dataset, copy=False)
+    if mapper is not None:
+        dataset = MapDataset(dataset, mapper)
+    if sampler is None and not isinstance(dataset, IterableDataset):
+        sampler = TrainingSampler(len(dataset))
+    return build_batch_data_loader(
+        dataset,
+        sampler,
+        total_batch_size,
+        aspect_ratio_grouping=aspect_ratio_grouping,
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+        **kwargs,
+    )
+
+
+def _test_loader_from_config(
+    cfg: CfgNode, dataset_name: str | Sequence[str], mapper: Callable[[dict[str, Any]], Any] | None = None
+) -> dict[str, Any]:
+    names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
+    proposal_files = None
+    if cfg.MODEL.LOAD_PROPOSALS:
+        file_of_dataset = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
+        missing = [name for name in names if name not in file_of_dataset]
+        if missing:
+            raise ConfigError(
+                f"MODEL.LOAD_PROPOSALS is set, but DATASETS.PROPOSAL_FILES_TEST has no file for {missing}"
+            )
+        proposal_files = [file_of_dataset[name] for name in names]
+    return {
+        "dataset": get_detection_dataset_dicts(names, filter_empty=False, proposal_files=proposal_files),
+        "mapper": DatasetMapper(cfg, False) if mapper is None else mapper,
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+    }
+
+
+@configurable(from_config=_test_loader_from_config)
+def build_detection_test_loader(
+    dataset: list[Any] | Dataset,
+    *,
+    mapper: Callable[[dict[str, Any]], Any],
+    sampler: Sampler | None = None,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+) -> DataLoader:
+    """Build the loader of an evaluation, ``build_detection_test_loader(cfg, "my_val")`` or by arguments.
+
+    Every sample comes once, in order; with several processes, each gets its part.
+
+    Args:
+        batch_size: images per batch in each process.
+    """
+    if isinstance(dataset, list):
+        dataset = DatasetFromList(dataset, copy=False)
+    if mapper is not None:
+        dataset = MapDataset(dataset, mapper)
+    if isinstance(dataset, IterableDataset):
+        if sampler is not None:
+            raise ValueError("an IterableDataset has its own order; give sampler=None with it")
+    elif sampler is None:
+        sampler = InferenceSampler(len(dataset))
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=False,
+        num_workers=num_workers,
+        collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
+    )

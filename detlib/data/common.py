@@ -1,0 +1,225 @@
+"""Datasets made of other datasets: from a list, mapped, sampled, grouped."""
+
+import copy
+import itertools
+import logging
+import os
+import pickle
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+
+from detlib.data.catalog import MetadataCatalog
+from detlib.utils.errors import DatasetError, DetlibError
+from detlib.utils.serialize import PicklableWrapper
+
+__all__ = ["AspectRatioGroupedDataset", "DatasetFromList", "MapDataset", "ToIterableDataset"]
+
+logger = logging.getLogger(__name__)
+
+
+class SerializedList:
+    """A list kept as one buffer of bytes, so that worker processes share its memory.
+
+    Reading a Python object writes its reference count. Each forked worker would hence, page by page, get its own copy
+    of a list of dicts, and memory would grow with the number of workers. A tensor is shared by any start method.
+    """
+
+    def __init__(self, items: list[Any]) -> None:
+        data, ends = bytearray(), [0]
+        for item in items:
+            data += pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL)
+            ends.append(len(data))
+        self._data = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+        self._ends = torch.tensor(ends)
+        logger.info("The %d samples take %.2f MiB, shared by all workers", len(items), len(data) / 1024**2)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, idx: int) -> Any:
+        if not -len(self) <= idx < len(self):
+            raise IndexError(f"index {idx} is out of range for {len(self)} samples")
+        start, end = self._ends[idx % len(self) : idx % len(self) + 2].tolist()
+        return pickle.loads(memoryview(self._data[start:end].numpy()))  # Our own bytes, from above.
+
+
+class DatasetFromList(Dataset):
+    """A list as a dataset."""
+
+    def __init__(self, lst: list[Any], copy: bool = True, serialize: bool | Callable[[list[Any]], Any] = True) -> None:
+        """
+        Args:
+            copy: give a deep copy of an element, so that it may be changed. Serialized elements always are copies.
+            serialize: whether to keep the list as bytes that worker processes share; or a function that makes
+                something else with a length and indices of the list.
+        """
+        self._copy = copy
+        self._serialize = serialize
+        if callable(serialize):
+            self._lst = serialize(lst)
+        else:
+            self._lst = SerializedList(lst) if serialize else lst
+
+    def __len__(self) -> int:
+        return len(self._lst)
+
+    def __getitem__(self, idx: int) -> Any:
+        item = self._lst[idx]
+        return copy.deepcopy(item) if self._copy and not self._serialize else item
+
+
+def _describe(item: Any) -> str:
+    """Say which sample this is: its file, and the datasets whose image folder holds that file."""
+    file_name = item.get("file_name") if isinstance(item, dict) else None
+    if file_name is None:
+        return "without file_name"
+    path = os.path.abspath(file_name)
+    datasets = [
+        name
+        for name, metadata in MetadataCatalog.items()
+        if metadata.get("image_root") and path.startswith(os.path.join(os.path.abspath(metadata.image_root), ""))
+    ]
+    return f"file_name {file_name!r}" + (f" of dataset {' or '.join(map(repr, datasets))}" if datasets else "")
+
+
+def _call_mapper(map_func: Callable[[Any], Any], item: Any) -> Any:
+    """Call a mapper; an error names the sample."""
+    try:
+        return map_func(item)
+    except DetlibError as error:  # These say themselves what to do.
+        raise type(error)(f"{error} [sample with {_describe(item)}]") from error
+    except Exception as error:
+        raise RuntimeError(
+            f"the mapper failed on the sample with {_describe(item)}: {type(error).__name__}: {error}. Correct that "
+            "sample or take it out of the dataset; a mapper of your own may return None to skip it"
+        ) from error
+
+
+class _MappedIterable(IterableDataset):
+    def __init__(self, dataset: Any, map_func: Callable[[Any], Any]) -> None:
+        self._dataset = dataset
+        self._map_func = PicklableWrapper(map_func)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._dataset:
+            mapped = _call_mapper(self._map_func, item)
+            if mapped is not None:
+                yield mapped
+
+
+class MapDataset(Dataset):
+    """A dataset with a function applied to its samples.
+
+    Where the function returns None, another sample is drawn at random; iterable datasets go on to the next one. An
+    error of the function is never hidden: it names the sample.
+    """
+
+    def __new__(cls, dataset: Any, map_func: Callable[[Any], Any]) -> Any:
+        if isinstance(dataset, IterableDataset):
+            return _MappedIterable(dataset, map_func)
+        return super().__new__(cls)
+
+    def __init__(self, dataset: Any, map_func: Callable[[Any], Any]) -> None:
+        self._dataset = dataset
+        self._map_func = PicklableWrapper(map_func)  # Lambdas can then go to workers that are not forked.
+        self._rng = random.Random(42)
+        self._skipped: set[int] = set()
+
+    def __getnewargs__(self) -> tuple[Any, Callable[[Any], Any]]:
+        return self._dataset, self._map_func
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, idx: int) -> Any:
+        index = int(idx)
+        for num_failed in itertools.count(1):
+            data = _call_mapper(self._map_func, self._dataset[index])
+            if data is not None:
+                self._skipped.discard(index)
+                return data
+            self._skipped.add(index)
+            if num_failed == 3:
+                logger.warning("The mapper returned None 3 times in a row, last for sample %d of %d", index, len(self))
+            index = self._draw_another()
+
+    def _draw_another(self) -> int:
+        if len(self._skipped) >= len(self):
+            raise DatasetError(f"the mapper returned None for all {len(self)} samples; nothing is left to load")
+        while True:
+            index = self._rng.randrange(len(self))
+            if index not in self._skipped:
+                return index
+
+
+class ToIterableDataset(IterableDataset):
+    """The samples of an indexable dataset in the order of a sampler."""
+
+    def __init__(
+        self, dataset: Dataset, sampler: Sampler, shard_sampler: bool = True, shard_chunk_size: int = 1
+    ) -> None:
+        """
+        Args:
+            shard_sampler: split the indices over the worker processes. If False, each worker iterates over all, so
+                the sampler must split by itself.
+            shard_chunk_size: how many consecutive indices go to a worker. With the batch size, the batches are the
+                same for any number of workers.
+        """
+        if isinstance(dataset, IterableDataset):
+            raise TypeError("ToIterableDataset needs a dataset with indices, got an IterableDataset; use it as it is")
+        if not isinstance(sampler, Sampler):
+            raise TypeError(f"ToIterableDataset needs a torch.utils.data.Sampler, got {sampler!r}")
+        self.dataset = dataset
+        self.sampler = sampler
+        self.shard_sampler = shard_sampler
+        self.shard_chunk_size = shard_chunk_size
+
+    def __iter__(self) -> Iterator[Any]:
+        indices = _share_of_this_worker(self.sampler, self.shard_chunk_size) if self.shard_sampler else self.sampler
+        for index in indices:
+            yield self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+def _share_of_this_worker(indices: Sampler, chunk_size: int) -> Iterator[int]:
+    """Take every W-th chunk in one of W worker processes; everything outside of a worker."""
+    worker = get_worker_info()
+    if worker is None or worker.num_workers == 1:
+        yield from indices
+        return
+    for position, index in enumerate(indices):
+        if position // chunk_size % worker.num_workers == worker.id:
+            yield index
+
+
+class AspectRatioGroupedDataset(IterableDataset):
+    """Batches of images that are all wide, or all not, as less of such a batch is padding.
+
+    Samples wait until their batch is full; those of a batch that stays incomplete are not given.
+    """
+
+    def __init__(self, dataset: Any, batch_size: int) -> None:
+        """
+        Args:
+            dataset: iterable of dicts with "width" and "height".
+        """
+        self.dataset = dataset
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        batches: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        for sample in self.dataset:
+            is_wide = sample["width"] > sample["height"]
+            batches[is_wide].append(sample)
+            if len(batches[is_wide]) == self.batch_size:
+                batch, batches[is_wide] = batches[is_wide], []
+                yield batch

@@ -1,0 +1,153 @@
+"""The default way from a sample of a dataset to what the model takes. Copy it to write your own."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from detlib.config import CfgNode, configurable
+from detlib.data import detection_utils as utils
+from detlib.data import transforms as T
+from detlib.structures import BoxMode
+from detlib.utils.errors import ConfigError
+
+__all__ = ["DatasetMapper"]
+
+
+class DatasetMapper:
+    """Read the image, augment it with its annotations, and make tensors.
+
+    A mapper is any function from the dict of one sample to a dict for the model, so a project's own can be as short
+    as :meth:`__call__` here.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        image_format: str,
+        use_instance_mask: bool = False,
+        use_keypoint: bool = False,
+        instance_mask_format: str = "polygon",
+        keypoint_hflip_indices: np.ndarray | None = None,
+        precomputed_proposal_topk: int | None = None,
+        recompute_boxes: bool = False,
+    ) -> None:
+        """
+        Args:
+            is_train: whether annotations are kept; without, they are dropped.
+            augmentations: applied in turn.
+            image_format: see detection_utils.read_image.
+            use_instance_mask: whether to process masks; use_keypoint: keypoints.
+            instance_mask_format: "polygon" or "bitmask".
+            keypoint_hflip_indices: see detection_utils.create_keypoint_hflip_indices.
+            precomputed_proposal_topk: how many precomputed proposals to keep; None ignores them.
+            recompute_boxes: make boxes tight around the masks again, as a crop cuts objects.
+        """
+        if recompute_boxes and not use_instance_mask:
+            raise ConfigError("recompute_boxes takes boxes from masks, hence needs use_instance_mask (MODEL.MASK_ON)")
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.use_instance_mask = use_instance_mask
+        self.instance_mask_format = instance_mask_format
+        self.use_keypoint = use_keypoint
+        self.keypoint_hflip_indices = keypoint_hflip_indices
+        self.proposal_topk = precomputed_proposal_topk
+        self.recompute_boxes = recompute_boxes
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        crops = is_train and cfg.INPUT.CROP.ENABLED
+        augmentations = utils.build_augmentation(cfg, is_train)
+        if crops:
+            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+        arguments = {
+            "is_train": is_train,
+            "augmentations": augmentations,
+            "image_format": cfg.INPUT.FORMAT,
+            "use_instance_mask": cfg.MODEL.MASK_ON,
+            "instance_mask_format": cfg.INPUT.MASK_FORMAT,
+            "use_keypoint": cfg.MODEL.KEYPOINT_ON,
+            "recompute_boxes": crops and cfg.MODEL.MASK_ON,
+        }
+        if cfg.MODEL.KEYPOINT_ON:
+            arguments["keypoint_hflip_indices"] = utils.create_keypoint_hflip_indices(cfg.DATASETS.TRAIN)
+        if cfg.MODEL.LOAD_PROPOSALS:
+            split = "TRAIN" if is_train else "TEST"
+            arguments["precomputed_proposal_topk"] = cfg.DATASETS[f"PRECOMPUTED_PROPOSAL_TOPK_{split}"]
+        return arguments
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Turn one sample into model input.
+
+        Args:
+            dataset_dict: of the form that DatasetCatalog gives; it is not changed.
+
+        Returns:
+            Its other keys, and "image" (C, H, W) uint8; "instances", "sem_seg" and "proposals" where there are any.
+        """
+        dataset_dict = copy.deepcopy(dataset_dict)
+        image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
+        utils.check_image_size(dataset_dict, image)
+
+        aug_input = T.AugInput(image, boxes=_boxes_xyxy(dataset_dict), sem_seg=_read_sem_seg(dataset_dict))
+        transforms = self.augmentations(aug_input)
+
+        image_shape = aug_input.image.shape[:2]  # height, width
+        dataset_dict["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        if aug_input.sem_seg is not None:
+            dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(dataset_dict, image_shape, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            dataset_dict.pop("annotations", None)
+        elif "annotations" in dataset_dict:
+            self._transform_annotations(dataset_dict, transforms, image_shape)
+        return dataset_dict
+
+    def _transform_annotations(
+        self, dataset_dict: dict[str, Any], transforms: T.Transform, image_shape: tuple[int, int]
+    ) -> None:
+        """Replace "annotations" by "instances". Crowd regions are no objects to learn, hence left out."""
+        annotations = [
+            utils.transform_instance_annotations(
+                self._without_unused(annotation),
+                transforms,
+                image_shape,
+                keypoint_hflip_indices=self.keypoint_hflip_indices,
+            )
+            for annotation in dataset_dict.pop("annotations")
+            if annotation.get("iscrowd", 0) == 0
+        ]
+        instances = utils.annotations_to_instances(annotations, image_shape, mask_format=self.instance_mask_format)
+        if self.recompute_boxes and instances.has("gt_masks"):
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        dataset_dict["instances"] = utils.filter_empty_instances(instances)
+
+    def _without_unused(self, annotation: dict[str, Any]) -> dict[str, Any]:
+        unused = set()
+        if not self.use_instance_mask:
+            unused.add("segmentation")
+        if not self.use_keypoint:
+            unused.add("keypoints")
+        return {key: value for key, value in annotation.items() if key not in unused}
+
+
+def _read_sem_seg(dataset_dict: dict[str, Any]) -> np.ndarray | None:
+    """Read the (H, W) labels of a sample that has some."""
+    if "sem_seg_file_name" not in dataset_dict:
+        return None
+    return utils.read_image(dataset_dict.pop("sem_seg_file_name"), "L").squeeze(2)
+
+
+def _boxes_xyxy(dataset_dict: dict[str, Any]) -> np.ndarray | None:
+    """Return (N, 4) boxes for augmentations that look at them; None if a sample has no annotations."""
+    if "annotations" not in dataset_dict:
+        return None
+    boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in dataset_dict["annotations"]]
+    return np.array(boxes, dtype=float).reshape(-1, 4)

@@ -1,0 +1,118 @@
+"""What happens to a list of samples before training: filters, proposals, a table of its classes."""
+
+import itertools
+import logging
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from detlib.structures import BoxMode
+from detlib.utils import safe_pickle
+from detlib.utils.errors import DatasetError
+from detlib.utils.file_io import PathManager
+
+__all__ = [
+    "filter_images_with_few_keypoints",
+    "filter_images_with_only_crowd_annotations",
+    "load_proposals_into_dataset",
+    "print_instances_class_histogram",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def filter_images_with_only_crowd_annotations(dataset_dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drop images without annotations, or with none but crowd regions."""
+    kept = [d for d in dataset_dicts if any(a.get("iscrowd", 0) == 0 for a in d.get("annotations", ()))]
+    _log_removed(len(dataset_dicts), len(kept), "no annotations (DATALOADER.FILTER_EMPTY_ANNOTATIONS)")
+    return kept
+
+
+def filter_images_with_few_keypoints(
+    dataset_dicts: list[dict[str, Any]], min_keypoints_per_image: int
+) -> list[dict[str, Any]]:
+    """Drop images with fewer than so many visible keypoints in all objects together."""
+
+    def num_visible(sample: dict[str, Any]) -> int:
+        return sum(
+            int((np.array(a["keypoints"][2::3]) > 0).sum()) for a in sample.get("annotations", ()) if "keypoints" in a
+        )
+
+    kept = [sample for sample in dataset_dicts if num_visible(sample) >= min_keypoints_per_image]
+    _log_removed(len(dataset_dicts), len(kept), f"fewer than {min_keypoints_per_image} visible keypoints")
+    return kept
+
+
+def _log_removed(before: int, after: int, reason: str) -> None:
+    if after < before:
+        logger.info("Left out %d of %d images with %s; %d remain", before - after, before, reason, after)
+
+
+def load_proposals_into_dataset(dataset_dicts: list[dict[str, Any]], proposal_file: str) -> list[dict[str, Any]]:
+    """Add precomputed proposals to samples, sorted by falling score.
+
+    Args:
+        dataset_dicts: get "proposal_boxes", "proposal_objectness_logits" and "proposal_bbox_mode".
+        proposal_file: pickle of a dict: "ids" of images, and for each of them "boxes" (N, 4) and "objectness_logits"
+            (N,); optionally "bbox_mode", absolute XYXY by default. It may hold arrays and plain containers only.
+
+    Returns:
+        The same list.
+    """
+    # The enum as detectron2 and detlib store it.
+    modes = {f"{package}.structures.boxes.BoxMode": BoxMode for package in ("detectron2", "detlib")}
+    with PathManager.open(proposal_file, "rb") as file:
+        proposals = safe_pickle.load(file, allowed={**safe_pickle.ARRAYS_AND_CONTAINERS, **modes})
+    for old, new in (("indexes", "ids"), ("scores", "objectness_logits")):  # Names in Detectron's files.
+        if old in proposals:
+            proposals[new] = proposals.pop(old)
+    missing = {"ids", "boxes", "objectness_logits"} - proposals.keys()
+    if missing:
+        raise DatasetError(f"proposal file {proposal_file} lacks {sorted(missing)}; it has {sorted(proposals)}")
+
+    position = {str(image_id): i for i, image_id in enumerate(proposals["ids"])}
+    bbox_mode = BoxMode(proposals.get("bbox_mode", BoxMode.XYXY_ABS))
+    for sample in dataset_dicts:
+        i = position.get(str(sample["image_id"]))
+        if i is None:
+            raise DatasetError(
+                f"proposal file {proposal_file} has no proposals for image {sample['image_id']!r} "
+                f"({sample.get('file_name')}); it was made for another dataset"
+            )
+        logits = np.asarray(proposals["objectness_logits"][i])
+        order = logits.argsort()[::-1]
+        sample["proposal_boxes"] = np.asarray(proposals["boxes"][i])[order]
+        sample["proposal_objectness_logits"] = logits[order]
+        sample["proposal_bbox_mode"] = bbox_mode
+    return dataset_dicts
+
+
+def print_instances_class_histogram(dataset_dicts: list[dict[str, Any]], class_names: list[str]) -> None:
+    """Log how many objects of each class there are, crowd regions aside.
+
+    Raises:
+        DatasetError: an annotation's category_id names none of the classes.
+    """
+    counts = np.zeros(len(class_names), dtype=int)
+    for sample in dataset_dicts:
+        for annotation in sample.get("annotations", ()):
+            if annotation.get("iscrowd", 0):
+                continue
+            category_id = annotation["category_id"]
+            if not 0 <= category_id < len(class_names):
+                raise DatasetError(
+                    f"an annotation of {sample.get('file_name', 'an image')} has category_id {category_id}, but there "
+                    f"are {len(class_names)} classes, numbered from 0: {', '.join(map(str, class_names))}"
+                )
+            counts[category_id] += 1
+    logger.info("Objects of each class in %d images:\n%s", len(dataset_dicts), _table(counts.tolist(), class_names))
+
+
+def _table(counts: list[int], class_names: list[str], num_columns: int = 6) -> str:
+    """Lay (class, number) pairs side by side, at most three in a row."""
+    cells = list(itertools.chain.from_iterable(zip(class_names, counts, strict=True)))
+    cells += ["total", sum(counts)]
+    num_columns = min(num_columns, len(cells))
+    rows = [cells[i : i + num_columns] for i in range(0, len(cells), num_columns)]
+    return tabulate(rows, headers=["class", "objects"] * (num_columns // 2), tablefmt="pipe", numalign="right")
