@@ -1,0 +1,148 @@
+"""Data, optimisation, evaluation and output: options that every model shares."""
+
+from typing import Any
+
+__all__ = ["BASE"]
+
+INPUT = {
+    # Shortest side of a training image; one of the values, or between two of them, is drawn per image.
+    "MIN_SIZE_TRAIN": (800,),
+    # How it is drawn: "choice" among the values, "range" between two of them.
+    "MIN_SIZE_TRAIN_SAMPLING": "choice",
+    # The longest side is kept below this, even if the shortest then comes out smaller.
+    "MAX_SIZE_TRAIN": 1333,
+    # The same for testing; a MIN_SIZE_TEST of 0 turns resizing off.
+    "MIN_SIZE_TEST": 800,
+    "MAX_SIZE_TEST": 1333,
+    # "horizontal", "vertical" or "none".
+    "RANDOM_FLIP": "horizontal",
+    "CROP": {
+        "ENABLED": False,
+        # "relative", "relative_range", "absolute" or "absolute_range": what SIZE means.
+        "TYPE": "relative_range",
+        # Height and width, as parts of the image or in pixels.
+        "SIZE": [0.9, 0.9],
+    },
+    # Channel order or colour space that the model is fed: "BGR", "RGB", "L", ...
+    "FORMAT": "BGR",
+    # What masks are loaded as: "polygon" or "bitmask".
+    "MASK_FORMAT": "polygon",
+}
+
+DATASETS = {
+    # Names of registered datasets; several are concatenated.
+    "TRAIN": (),
+    # Files of precomputed proposals, one for each training dataset, when MODEL.LOAD_PROPOSALS is on.
+    "PROPOSAL_FILES_TRAIN": (),
+    # How many of the best precomputed proposals to use per training image.
+    "PRECOMPUTED_PROPOSAL_TOPK_TRAIN": 2000,
+    # Datasets to evaluate on, one after the other.
+    "TEST": (),
+    "PROPOSAL_FILES_TEST": (),
+    "PRECOMPUTED_PROPOSAL_TOPK_TEST": 1000,
+    # Datasets declared here rather than in code: a list of {NAME, TYPE: coco, JSON, IMAGES}.
+    "REGISTER": [],
+}
+
+DATALOADER = {
+    # Worker processes of each training process; 0 loads in the training process itself.
+    "NUM_WORKERS": 4,
+    # Batch wide images with wide ones and tall with tall, which saves padding.
+    "ASPECT_RATIO_GROUPING": True,
+    # "TrainingSampler", "RepeatFactorTrainingSampler" or "RandomSubsetTrainingSampler".
+    "SAMPLER_TRAIN": "TrainingSampler",
+    # RepeatFactorTrainingSampler: images of categories rarer than this part of the images are repeated.
+    "REPEAT_THRESHOLD": 0.0,
+    # ... by the square root of the factor rather than by the factor itself.
+    "REPEAT_SQRT": True,
+    # Leave out training images that have no object.
+    "FILTER_EMPTY_ANNOTATIONS": True,
+}
+
+SOLVER = {
+    # Name of the learning rate schedule, such as "WarmupMultiStepLR" or "WarmupCosineLR".
+    "LR_SCHEDULER_NAME": "WarmupMultiStepLR",
+    # Length of training, in batches.
+    "MAX_ITER": 40000,
+    # Learning rate after warm-up, and the one that a cosine schedule ends with.
+    "BASE_LR": 0.001,
+    "BASE_LR_END": 0.0,
+    "MOMENTUM": 0.9,
+    "NESTEROV": False,
+    # Weight decay in general, and that of normalisation layers.
+    "WEIGHT_DECAY": 0.0001,
+    "WEIGHT_DECAY_NORM": 0.0,
+    # Multi-step schedules multiply the rate by GAMMA at each of STEPS.
+    "GAMMA": 0.1,
+    "STEPS": (30000,),
+    # Number of decays of a schedule with fixed distances between them.
+    "NUM_DECAYS": 3,
+    # Warm-up starts at BASE_LR times the factor and takes this many iterations, "linear" or "constant".
+    "WARMUP_FACTOR": 0.001,
+    "WARMUP_ITERS": 1000,
+    "WARMUP_METHOD": "linear",
+    # Fixed-distance schedule: stretch the distances when the length of training is rescaled.
+    "RESCALE_INTERVAL": False,
+    # Iterations between checkpoints.
+    "CHECKPOINT_PERIOD": 5000,
+    # Images per batch, over all processes.
+    "IMS_PER_BATCH": 16,
+    # Number of processes that the values here were written for; with another number, batch size, learning rate and
+    # schedule are scaled. 0 turns this off.
+    "REFERENCE_WORLD_SIZE": 0,
+    # Factor on the learning rate of biases, and their weight decay (None: as other weights).
+    "BIAS_LR_FACTOR": 1.0,
+    "WEIGHT_DECAY_BIAS": None,
+    "CLIP_GRADIENTS": {
+        "ENABLED": False,
+        # "value" clips each entry, "norm" the norm of each parameter, "full_model" that of all together.
+        "CLIP_TYPE": "value",
+        "CLIP_VALUE": 1.0,
+        # Which norm; inf is allowed.
+        "NORM_TYPE": 2.0,
+    },
+    # Automatic mixed precision.
+    "AMP": {"ENABLED": False},
+}
+
+TEST = {
+    # Checked after evaluation: lists of [task, metric, expected value, tolerance].
+    "EXPECTED_RESULTS": [],
+    # Iterations between evaluations during training; 0 evaluates at the end only.
+    "EVAL_PERIOD": 0,
+    # Standard deviation of each keypoint in COCO's similarity; empty takes those of COCO's 17.
+    "KEYPOINT_OKS_SIGMAS": [],
+    # Highest number of detections kept per image.
+    "DETECTIONS_PER_IMAGE": 100,
+    # Test-time augmentation.
+    "AUG": {
+        "ENABLED": False,
+        "MIN_SIZES": (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
+        "MAX_SIZE": 4000,
+        "FLIP": True,
+    },
+    # Recompute the statistics of batch normalisation on this many batches before evaluating.
+    "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
+}
+
+BASE: dict[str, Any] = {
+    # Version of the config format; older files are upgraded when read.
+    "VERSION": 2,
+    "INPUT": INPUT,
+    "DATASETS": DATASETS,
+    "DATALOADER": DATALOADER,
+    "SOLVER": SOLVER,
+    "TEST": TEST,
+    # Where logs, checkpoints and results go.
+    "OUTPUT_DIR": "./output",
+    # Negative draws a seed; any other makes random choices repeatable, though not every GPU operation.
+    "SEED": -1,
+    # Let cuDNN try its algorithms; it helps when image sizes vary little.
+    "CUDNN_BENCHMARK": False,
+    # Precision of float32 matrix products: "highest", "high", "medium"; "" leaves torch's setting.
+    "FLOAT32_PRECISION": "",
+    # Iterations between drawings of training predictions; 0 turns them off.
+    "VIS_PERIOD": 0,
+    # Free for quick experiments through `global_cfg`, not for code that stays.
+    "GLOBAL": {"HACK": 1.0},
+}

@@ -1,0 +1,257 @@
+"""`CfgNode`: a section of a config, with files that build on each other and errors that help."""
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+import yaml
+from fvcore.common.config import CfgNode as _CfgNode
+
+from detlib.config import safe_yaml
+from detlib.config.defaults import DEFAULTS
+from detlib.config.origins import CODE, COMMAND_LINE, places
+from detlib.config.safe_yaml import LocatedDict
+from detlib.config.suggest import all_keys, did_you_mean, misplaced
+from detlib.config.values import adapt, check_type, decode, override, plain, to_yaml
+from detlib.config.versions import LATEST, guess_version, rename_between
+from detlib.utils.errors import ConfigError, ConfigKeyError, MissingFileError
+from detlib.utils.file_io import PathManager
+
+__all__ = ["CfgNode"]
+
+_BASE = "_BASE_"
+
+_logger = logging.getLogger(__name__)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes out what occurs twice, rather than referring to it."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+class CfgNode(_CfgNode):
+    """A section of a config: a dict whose keys are attributes, with fixed names and types once it has defaults.
+
+    Files may name others to build on under `_BASE_`: a path or a list of them, each relative to the file, absolute,
+    starting with `~`, or a URL. Later ones win over earlier ones, and the file itself over all.
+    """
+
+    def __init__(
+        self, init_dict: dict[str, Any] | None = None, key_list: list[str] | None = None, new_allowed: bool = False
+    ) -> None:
+        super().__init__(init_dict, key_list, new_allowed)
+        self.__dict__["_places"] = {}
+        self.__dict__["_section"] = None  # Dotted name among the defaults; None for what code adds.
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        return PathManager.open(filename, "r")
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        """Read a config file and the files that it builds on into one dict.
+
+        Args:
+            filename: Path or URL.
+            allow_unsafe: Kept for old calls. Files can only hold data, and never run code.
+
+        Raises:
+            MissingFileError: The file, or one that it builds on, cannot be read.
+            ConfigError: A file is not valid, or builds on itself.
+        """
+        return cls._load(os.fspath(filename), chain=())
+
+    @classmethod
+    def _load(cls, filename: str, chain: tuple[str, ...]) -> LocatedDict:
+        identities = [_identity(name) for name in chain]
+        if _identity(filename) in identities:
+            raise ConfigError(f"config files build on each other in a circle: {' -> '.join([*chain, filename])}")
+        tree = safe_yaml.load(cls._read(filename, chain), filename)
+        tree = LocatedDict() if tree is None else tree
+        if not isinstance(tree, LocatedDict):
+            raise ConfigError(f"{filename}: expected `KEY: value` lines at the top level, got a {type(tree).__name__}")
+        result = LocatedDict()
+        for base in _as_paths(tree.pop(_BASE, []), places(tree).get(_BASE, filename)):
+            result = _overlay(result, cls._load(_resolve(base, filename), (*chain, filename)))
+        return _overlay(result, tree)
+
+    @classmethod
+    def _read(cls, filename: str, chain: tuple[str, ...]) -> str:
+        try:
+            with cls._open_cfg(filename) as file:
+                return file.read()
+        except OSError as error:
+            named_by = f", which {chain[-1]} names under {_BASE}" if chain else ""
+            raise MissingFileError(f"cannot read the config file {filename}{named_by}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{filename} is not a text file: {error}") from error
+
+    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True) -> None:
+        """Set options from a YAML file and the files that it builds on; older versions of the format are upgraded.
+
+        Args:
+            cfg_filename: Path or URL.
+            allow_unsafe: Kept for old calls. Files can only hold data, and never run code.
+
+        Raises:
+            MissingFileError: A file cannot be read.
+            ConfigKeyError: A key does not exist.
+            ConfigError: A file is not valid, or a value has the wrong type.
+        """
+        tree = self.load_yaml_with_base(cfg_filename, allow_unsafe)
+        if "VERSION" in self:
+            version = tree.get("VERSION", guess_version(tree))
+            if version != LATEST:
+                _logger.warning(f"{cfg_filename} is written in version {version} of the format: reading it as {LATEST}")
+                rename_between(tree, version, LATEST)
+        self._merge_root(tree)
+
+    def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
+        """Set options from another config.
+
+        Raises:
+            ConfigKeyError: A key does not exist.
+            ConfigError: A value has the wrong type.
+        """
+        self._merge_root(cfg_other)
+
+    def merge_from_list(self, cfg_list: list[Any]) -> None:
+        """Set options from command line arguments: `KEY VALUE` pairs and `KEY=VALUE`, mixed as one likes.
+
+        Keys reach into lists and mappings, as in `DATASETS.TRAIN.0=my_dataset`. Values that are text are read as Python
+        literals or YAML.
+
+        Raises:
+            ConfigKeyError: A key does not exist.
+            ConfigError: A value is missing or has the wrong type.
+        """
+        self._require_mutable("merged into")
+        for key, given in _pairs(cfg_list):
+            self._override(key, given)
+
+    def _override(self, key: str, given: Any) -> None:
+        section, path = self, key.split(".")
+        while len(path) > 1 and isinstance(section.get(path[0]), CfgNode):
+            section = section[path.pop(0)]
+        name = path.pop(0)
+        if name in section:
+            section[name] = override(section[name], path, given, key, COMMAND_LINE)
+            places(section)[name] = COMMAND_LINE
+        else:
+            self._refuse_unless_deprecated(key, COMMAND_LINE)
+
+    def _merge_root(self, tree: Mapping[str, Any]) -> None:
+        self._require_mutable("merged into")
+        self._merge(tree, self, "")
+
+    def _merge(self, tree: Mapping[str, Any], root: "CfgNode", prefix: str) -> None:
+        for name, given in tree.items():
+            key = f"{prefix}.{name}" if prefix else str(name)
+            place = places(tree).get(name, CODE)
+            if name not in self and not self.is_new_allowed():
+                root._refuse_unless_deprecated(key, place)
+                continue
+            current = self.get(name)
+            if isinstance(given, Mapping) and name not in self:
+                current = self[name] = type(self)(new_allowed=True)
+            if isinstance(given, Mapping) and isinstance(current, CfgNode):
+                current._merge(given, root, key)
+            else:
+                self[name] = check_type(decode(plain(given), current), current, key, place)
+                places(self)[name] = place
+
+    def _refuse_unless_deprecated(self, key: str, place: str) -> None:
+        if self.key_is_deprecated(key):
+            return
+        if self.key_is_renamed(key):
+            self.raise_key_rename_error(key)
+        raise ConfigKeyError(f"{place}: unknown config key {key}: {did_you_mean(key, all_keys(self))}")
+
+    def _require_mutable(self, change: str) -> None:
+        if self.is_frozen():
+            # The type that yacs raises.
+            raise AttributeError(f"a frozen config cannot be {change}; call defrost() first, or change its clone()")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        if name.startswith("_"):  # Python itself asks for such names, when copying for example.
+            raise AttributeError(name)
+        return self.__missing__(name)
+
+    def __missing__(self, name: str) -> Any:
+        section = self.__dict__.get("_section")
+        known = [*all_keys(self, section or ""), *(all_keys(DEFAULTS) if section is not None else ())]
+        key = f"{section}.{name}" if section else str(name)
+        raise ConfigKeyError(f"the config has no {key}: {did_you_mean(key, dict.fromkeys(known))}")
+
+    def __setattr__(self, name: str, val: Any) -> None:
+        if name.startswith("COMPUTED_"):  # fvcore: may be set once, even when frozen.
+            super().__setattr__(name, val)
+            return
+        self._require_mutable(f"given {name}")
+        section = self.__dict__["_section"]
+        key = f"{section}.{name}" if section else name
+        if name in self:
+            val = adapt(val, self[name], key)
+        else:
+            check_type(val, None, key)
+            meant = misplaced(section, name, all_keys(DEFAULTS)) if section is not None else None
+            if meant:
+                _logger.warning(f"{key} is a new option that nothing reads yet; did you mean {meant}?")
+        super().__setattr__(name, val)
+        places(self)[name] = CODE
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Return the config as YAML that reads back to an equal one; arguments are those of `yaml.dump`."""
+        return yaml.dump(to_yaml(self), *args, Dumper=_Dumper, **kwargs)
+
+
+def _identity(filename: str) -> str:
+    return filename if "://" in filename else os.path.realpath(filename)
+
+
+def _as_paths(value: Any, place: str) -> list[str]:
+    paths = [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise ConfigError(f"{place}: {_BASE} must be a path or a list of paths, got {value!r}")
+    return paths
+
+
+def _resolve(base: str, filename: str) -> str:
+    """Path of a base file; a relative one starts from the file that names it."""
+    base = os.path.expanduser(base)
+    return base if "://" in base else os.path.join(os.path.dirname(filename), base)
+
+
+def _overlay(base: LocatedDict, tree: LocatedDict) -> LocatedDict:
+    """Join two trees, the second of which wins."""
+    result = LocatedDict()
+    result.update(base)
+    places(result).update(places(base))
+    for name, value in tree.items():
+        place = places(tree)[name]
+        if isinstance(value, LocatedDict) and name in base:
+            if not isinstance(base[name], LocatedDict):
+                raise ConfigError(f"{place}: {name} is a section here but a value at {places(base)[name]}")
+            value = _overlay(base[name], value)
+        result[name] = value
+        places(result)[name] = place
+    return result
+
+
+def _pairs(arguments: list[Any]) -> Iterator[tuple[str, Any]]:
+    remaining = iter(arguments)
+    for argument in remaining:
+        match = re.fullmatch(r"([\w.]+)=(.*)", str(argument), re.DOTALL)
+        if match:
+            yield match[1], match[2]
+            continue
+        try:
+            yield str(argument), next(remaining)
+        except StopIteration:
+            raise ConfigError(f"{argument!r} has no value; expected KEY VALUE pairs or KEY=VALUE") from None

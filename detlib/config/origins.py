@@ -1,0 +1,42 @@
+"""Where each value of a config was set: a "file:line", the command line, code, or the defaults."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from detlib.config.values import to_yaml
+
+__all__ = ["CODE", "COMMAND_LINE", "DEFAULT", "format_with_origins", "places"]
+
+COMMAND_LINE = "command line"
+CODE = "code"
+DEFAULT = "default"
+
+_COMMENT_COLUMN = 60
+
+
+def places(mapping: Mapping[str, Any]) -> dict[str, str]:
+    """Origins of the keys of a `CfgNode` or of a mapping read from a file; to be changed in place."""
+    return getattr(mapping, "__dict__", {}).get("_places", {})
+
+
+def format_with_origins(cfg: Mapping[str, Any]) -> str:
+    """Write a config as YAML, with a comment after each value that says where it was set."""
+    return "\n".join(_lines(cfg, indent=0))
+
+
+def _lines(section: Mapping[str, Any], indent: int) -> Iterator[str]:
+    for key, value in sorted(section.items()):
+        head = f"{' ' * indent}{key}:"
+        if isinstance(value, Mapping) and value:
+            yield head
+            yield from _lines(value, indent + 2)
+        else:
+            line = f"{head} {_one_line(value)}"
+            yield f"{line:<{_COMMENT_COLUMN}}  # {places(section).get(key, DEFAULT)}"
+
+
+def _one_line(value: Any) -> str:
+    text = yaml.safe_dump(to_yaml(value), default_flow_style=True, width=float("inf"))
+    return text.removesuffix("\n").removesuffix("\n...")
