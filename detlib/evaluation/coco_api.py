@@ -19,8 +19,6 @@ __all__ = ["COCOevalMaxDets", "evaluate_on_coco", "load_ground_truth"]
 
 logger = logging.getLogger(__name__)
 
-IOU_TYPES_WITH_OWN_AREA = ("segm", "keypoints")
-
 
 class COCOevalMaxDets(COCOeval):
     """``COCOeval`` whose summary uses the largest of ``params.maxDets``, where the original insists on 100."""
@@ -64,9 +62,9 @@ def evaluate_on_coco(
         The evaluation, with ``eval`` and ``stats`` filled in.
     """
     _check_image_ids(coco_gt, predictions)
-    if iou_type in IOU_TYPES_WITH_OWN_AREA:
-        # Given a box, pycocotools would take a detection's area from it, and with it another of the area ranges.
-        predictions = [{k: v for k, v in prediction.items() if k != "bbox"} for prediction in predictions]
+    # Given a box, pycocotools would take the area of a mask from it. And it writes into what it is given.
+    dropped = {"bbox"} if iou_type == "segm" else set()
+    predictions = [{k: v for k, v in prediction.items() if k not in dropped} for prediction in predictions]
     with _prints_to_log():
         evaluation = _evaluation_class(use_fast_impl)(coco_gt, coco_gt.loadRes(predictions), iou_type)
         if iou_type == "keypoints":

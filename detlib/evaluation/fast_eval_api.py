@@ -5,6 +5,8 @@ from pycocotools.cocoeval import COCOeval
 
 __all__ = ["COCOeval_opt"]
 
+PARAMS = ("imgIds", "catIds", "iouThrs", "recThrs", "maxDets", "areaRng", "areaRngLbl", "useCats", "kpt_oks_sigmas")
+
 
 class COCOeval_opt(COCOeval):
     """``COCOeval`` whose ``evaluate`` and ``accumulate`` run in faster_coco_eval, which must be installed.
@@ -13,14 +15,16 @@ class COCOeval_opt(COCOeval):
     """
 
     def evaluate(self) -> None:
-        from faster_coco_eval import COCOeval_faster
+        from faster_coco_eval import COCO, COCOeval_faster
 
-        self.params.imgIds = list(np.unique(self.params.imgIds))
-        self.params.catIds = list(np.unique(self.params.catIds)) if self.params.useCats else self.params.catIds
-        self.params.maxDets = sorted(self.params.maxDets)
-        self._fast = COCOeval_faster(self.cocoGt, self.cocoDt, self.params.iouType, print_function=_discard)
-        for name, value in vars(self.params).items():
-            setattr(self._fast.params, name, value)
+        params = self.params
+        params.imgIds, params.catIds = list(np.unique(params.imgIds)), list(np.unique(params.catIds))
+        params.maxDets = sorted(params.maxDets)
+        ground_truth, detections = COCO(self.cocoGt.dataset), COCO(self.cocoDt.dataset)
+        self._fast = COCOeval_faster(ground_truth, detections, params.iouType, print_function=_discard)
+        for name in PARAMS:
+            if hasattr(params, name):
+                setattr(self._fast.params, name, getattr(params, name))
         self._fast.evaluate()
         self.ious = self._fast.ious
 
