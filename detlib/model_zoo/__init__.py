@@ -1,5 +1,5 @@
 """Configs and published weights by name."""
 
-from .model_zoo import get, get_checkpoint_url, get_config, get_config_file
+from detlib.model_zoo.model_zoo import get, get_checkpoint_url, get_config, get_config_file
 
 __all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]

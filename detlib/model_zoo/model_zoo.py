@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
-from ..checkpoint import DetectionCheckpointer
-from ..config import CfgNode, get_cfg
-from ..modeling import build_model
-from ..utils.errors import UnknownNameError
+from detlib.checkpoint import DetectionCheckpointer
+from detlib.config import CfgNode, get_cfg
+from detlib.modeling import build_model
+from detlib.utils.errors import UnknownNameError
 
 __all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]
 

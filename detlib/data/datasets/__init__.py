@@ -1,10 +1,10 @@
 """Datasets: readers of annotation formats, and the datasets known by name, registered when this is imported."""
 
-from . import builtin as _builtin
-from . import shapes as _shapes
-from .coco import convert_to_coco_json, load_coco_json, load_sem_seg, register_coco_instances
-from .coco_panoptic import register_coco_panoptic, register_coco_panoptic_separated
-from .register import register_datasets
+from detlib.data.datasets import builtin as _builtin
+from detlib.data.datasets import shapes as _shapes
+from detlib.data.datasets.coco import convert_to_coco_json, load_coco_json, load_sem_seg, register_coco_instances
+from detlib.data.datasets.coco_panoptic import register_coco_panoptic, register_coco_panoptic_separated
+from detlib.data.datasets.register import register_datasets
 
 __all__ = [
     "convert_to_coco_json",

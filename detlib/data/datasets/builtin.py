@@ -6,18 +6,18 @@ That folder is ``$DETLIB_DATASETS``, else ``$DETECTRON2_DATASETS``, else ``./dat
 import os
 from collections.abc import Iterable
 
-from ...utils.errors import MissingFileError
-from ...utils.file_io import PathManager
-from .builtin_meta import (
+from detlib.data.datasets.builtin_meta import (
     COCO_CATEGORIES,
     instance_metadata,
     panoptic_metadata,
     person_keypoint_metadata,
     separated_metadata,
 )
-from .coco import register_coco_instances
-from .coco_panoptic import register_coco_panoptic, register_coco_panoptic_separated
-from .lazy import prepare_before_loading
+from detlib.data.datasets.coco import register_coco_instances
+from detlib.data.datasets.coco_panoptic import register_coco_panoptic, register_coco_panoptic_separated
+from detlib.data.datasets.lazy import prepare_before_loading
+from detlib.utils.errors import MissingFileError
+from detlib.utils.file_io import PathManager
 
 __all__ = ["datasets_root", "register_all_coco"]
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ...structures import BoxMode
-from ...utils.errors import DatasetError, MissingFileError
-from ...utils.file_io import PathManager
-from ..catalog import DatasetCatalog, MetadataCatalog
-from .coco_export import convert_to_coco_json
+from detlib.data.catalog import DatasetCatalog, MetadataCatalog
+from detlib.data.datasets.coco_export import convert_to_coco_json
+from detlib.structures import BoxMode
+from detlib.utils.errors import DatasetError, MissingFileError
+from detlib.utils.file_io import PathManager
 
 __all__ = ["convert_to_coco_json", "load_coco_json", "load_sem_seg", "register_coco_instances"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from iopath.common.file_io import file_lock
 
-from ...structures import BoxMode, PolygonMasks
-from ...utils.errors import DatasetError
-from ..catalog import DatasetCatalog, MetadataCatalog
+from detlib.data.catalog import DatasetCatalog, MetadataCatalog
+from detlib.structures import BoxMode, PolygonMasks
+from detlib.utils.errors import DatasetError
 
 __all__ = ["convert_to_coco_dict", "convert_to_coco_json"]
 

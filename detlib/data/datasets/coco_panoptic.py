@@ -4,10 +4,10 @@ import json
 import os
 from typing import Any
 
-from ...utils.errors import DatasetError, MissingFileError
-from ...utils.file_io import PathManager
-from ..catalog import DatasetCatalog, MetadataCatalog
-from .coco import load_coco_json, load_sem_seg
+from detlib.data.catalog import DatasetCatalog, MetadataCatalog
+from detlib.data.datasets.coco import load_coco_json, load_sem_seg
+from detlib.utils.errors import DatasetError, MissingFileError
+from detlib.utils.file_io import PathManager
 
 __all__ = ["load_coco_panoptic_json", "register_coco_panoptic", "register_coco_panoptic_separated"]
 

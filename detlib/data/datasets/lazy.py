@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..catalog import DatasetCatalog
+from detlib.data.catalog import DatasetCatalog
 
 __all__ = ["prepare_before_loading"]
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...config import CfgNode
-from ...utils.errors import ConfigError, MissingFileError
-from ...utils.file_io import PathManager
-from ..catalog import DatasetCatalog, MetadataCatalog
-from .coco import register_coco_instances
-from .lazy import prepare_before_loading
+from detlib.config import CfgNode
+from detlib.data.catalog import DatasetCatalog, MetadataCatalog
+from detlib.data.datasets.coco import register_coco_instances
+from detlib.data.datasets.lazy import prepare_before_loading
+from detlib.utils.errors import ConfigError, MissingFileError
+from detlib.utils.file_io import PathManager
 
 __all__ = ["register_datasets"]
 

@@ -17,13 +17,18 @@ import numpy as np
 from iopath.common.file_io import file_lock
 from PIL import Image
 
-from ..catalog import DatasetCatalog, MetadataCatalog
-from .builtin_meta import categories_with_colors, instance_metadata, panoptic_metadata, separated_metadata
-from .coco import load_sem_seg, register_coco_instances
-from .coco_panoptic import register_coco_panoptic, register_coco_panoptic_separated
-from .lazy import prepare_before_loading
-from .mask_outlines import mask_to_polygons, mask_to_rle
-from .shapes_drawing import CLASSES, HANDLE_NAMES, TEXTURES, Scene, Thing, draw_scene
+from detlib.data.catalog import DatasetCatalog, MetadataCatalog
+from detlib.data.datasets.builtin_meta import (
+    categories_with_colors,
+    instance_metadata,
+    panoptic_metadata,
+    separated_metadata,
+)
+from detlib.data.datasets.coco import load_sem_seg, register_coco_instances
+from detlib.data.datasets.coco_panoptic import register_coco_panoptic, register_coco_panoptic_separated
+from detlib.data.datasets.lazy import prepare_before_loading
+from detlib.data.datasets.mask_outlines import mask_to_polygons, mask_to_rle
+from detlib.data.datasets.shapes_drawing import CLASSES, HANDLE_NAMES, TEXTURES, Scene, Thing, draw_scene
 
 __all__ = ["SHAPES_CATEGORIES", "draw_shapes", "register_shapes", "shapes_root"]
 
