@@ -114,14 +114,11 @@ def test_deformable_stage_starts_as_a_plain_convolution(tiny_cfg, modulated):
         DEFORM_MODULATED=modulated,
     )
     block = build_backbone(cfg).eval().res3[0]
-    x = torch.randn(1, 4 if not hasattr(block, "conv1") else block.in_channels, 8, 8)
-    hidden = torch.relu(block.conv1(x))
-    plain = torch.nn.functional.conv2d(hidden, block.conv2.weight, stride=2, padding=1)
-    offset = torch.zeros(1, 18, 4, 4)
-    if modulated:
-        found = block.conv2(hidden, offset, torch.ones(1, 9, 4, 4))
-    else:
-        found = block.conv2(hidden, offset)
+    x = torch.randn(1, block.in_channels, 8, 8)
+    hidden = torch.relu(block.conv1(x))  # (1, 8, 4, 4), as the stride is in the first convolution
+    plain = torch.nn.functional.conv2d(hidden, block.conv2.weight, padding=1)
+    weights = [torch.ones(1, 9, 4, 4)] if modulated else []
+    found = block.conv2(hidden, torch.zeros(1, 18, 4, 4), *weights)
     torch.testing.assert_close(found, block.conv2.norm(plain), atol=1e-4, rtol=1e-4)
     assert block(x).shape == (1, 16, 4, 4)
 
