@@ -49,7 +49,7 @@ class CfgNode(_CfgNode):
 
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str]:
-        return PathManager.open(filename, "r")
+        return PathManager.open(PathManager.get_local_path(filename), "r", encoding="utf-8")
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
@@ -67,15 +67,16 @@ class CfgNode(_CfgNode):
 
     @classmethod
     def _load(cls, filename: str, chain: tuple[str, ...]) -> LocatedDict:
-        identities = [_identity(name) for name in chain]
-        if _identity(filename) in identities:
-            raise ConfigError(f"config files build on each other in a circle: {' -> '.join([*chain, filename])}")
-        tree = safe_yaml.load(cls._read(filename, chain), filename)
+        name = _tidy(filename)
+        if _identity(filename) in map(_identity, chain):
+            circle = " -> ".join(map(_tidy, (*chain, filename)))
+            raise ConfigError(f"config files build on each other in a circle: {circle}")
+        tree = safe_yaml.load(cls._read(filename, chain), name)
         tree = LocatedDict() if tree is None else tree
         if not isinstance(tree, LocatedDict):
-            raise ConfigError(f"{filename}: expected `KEY: value` lines at the top level, got a {type(tree).__name__}")
+            raise ConfigError(f"{name}: expected `KEY: value` lines at the top level, got a {type(tree).__name__}")
         result = LocatedDict()
-        for base in _as_paths(tree.pop(_BASE, []), places(tree).get(_BASE, filename)):
+        for base in _as_paths(tree.pop(_BASE, []), places(tree).get(_BASE, name)):
             result = _overlay(result, cls._load(_resolve(base, filename), (*chain, filename)))
         return _overlay(result, tree)
 
@@ -85,10 +86,11 @@ class CfgNode(_CfgNode):
             with cls._open_cfg(filename) as file:
                 return file.read()
         except OSError as error:
-            named_by = f", which {chain[-1]} names under {_BASE}" if chain else ""
-            raise MissingFileError(f"cannot read the config file {filename}{named_by}: {error}") from error
+            named_by = f", which {_tidy(chain[-1])} names under {_BASE}" if chain else ""
+            reason = error.strerror or error
+            raise MissingFileError(f"cannot read the config file {_tidy(filename)}{named_by}: {reason}") from error
         except UnicodeDecodeError as error:
-            raise ConfigError(f"{filename} is not a text file: {error}") from error
+            raise ConfigError(f"{_tidy(filename)} is not a text file: {error}") from error
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True) -> None:
         """Set options from a YAML file and the files that it builds on; older versions of the format are upgraded.
@@ -213,6 +215,11 @@ class CfgNode(_CfgNode):
 
 def _identity(filename: str) -> str:
     return filename if "://" in filename else os.path.realpath(filename)
+
+
+def _tidy(filename: str) -> str:
+    """The name to show; it is not the one to open, as `link/..` can lead elsewhere."""
+    return filename if "://" in filename else os.path.normpath(filename)
 
 
 def _as_paths(value: Any, place: str) -> list[str]:

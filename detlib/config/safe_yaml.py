@@ -101,7 +101,7 @@ class _Loader(yaml.SafeLoader):
     def warn_of_repeated_keys(self, node: yaml.MappingNode) -> None:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
+            if str(key.value) in seen:
                 _logger.warning(f"{self.place(key)}: {key.value} stands here again and replaces what came before")
             seen.add(str(key.value))
 

@@ -68,7 +68,7 @@ def check_type(value: Any, current: Any, key: str, place: str = "") -> Any:
         return float(value)
     if isinstance(value, list | tuple) and isinstance(current, list | tuple):
         return type(current)(value)
-    raise ConfigError(f"{head} expects {_name_type(current)} like {current!r}, got {_describe(value)}")
+    raise ConfigError(f"{head} expects {_name_type(current)}, as in {current!r}; got {_describe(value)}")
 
 
 def adapt(value: Any, current: Any, key: str) -> Any:
