@@ -11,14 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from fvcore.common.checkpoint import Checkpointer
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.timer import Timer
 from torch.optim import Optimizer
 
-from detlib.engine.model_hooks import AutogradProfiler, PreciseBN, TorchProfiler, VisualizePredictions
+from detlib.engine.model_hooks import (
+    AutogradProfiler,
+    PreciseBN,
+    TorchMemoryStats,
+    TorchProfiler,
+    VisualizePredictions,
+)
 from detlib.engine.train_loop import HookBase
 from detlib.evaluation.testing import flatten_results_dict
 from detlib.solver import LRMultiplier
@@ -312,39 +317,15 @@ class EvalHook(HookBase):
         comm.synchronize()
 
 
-class TorchMemoryStats(HookBase):
-    """Logs how much CUDA memory is in use, every ``period`` iterations, ``max_runs`` times at most."""
-
-    def __init__(self, period: int = 20, max_runs: int = 10) -> None:
-        self._period = period
-        self._max_runs = max_runs
-        self._runs = 0
-
-    def after_step(self) -> None:
-        if self._runs >= self._max_runs or not torch.cuda.is_available():
-            return
-        if _is_due(self, self._period) or _is_last_step(self):
-            self._runs += 1
-            logger.info(
-                "Memory in iteration %d: %d MiB reserved at most, %d now; %d MiB allocated at most, %d now.",
-                self.trainer.iter,
-                *(
-                    measure() // 2**20
-                    for measure in (
-                        torch.cuda.max_memory_reserved,
-                        torch.cuda.memory_reserved,
-                        torch.cuda.max_memory_allocated,
-                        torch.cuda.memory_allocated,
-                    )
-                ),
-            )
-            torch.cuda.reset_peak_memory_stats()
-
-
 class ProgressBar(HookBase):
     """A bar with the remaining time and the total loss, if stderr is a terminal; log lines appear above it."""
 
-    def __init__(self) -> None:
+    def __init__(self, loss_period: int = 10) -> None:
+        """
+        Args:
+            loss_period: iterations from one shown loss to the next, as reading it may wait for the device.
+        """
+        self._loss_period = loss_period
         self._bar = None
         self._redirection = contextlib.ExitStack()
 
@@ -354,16 +335,16 @@ class ProgressBar(HookBase):
         from tqdm.auto import tqdm
         from tqdm.contrib.logging import logging_redirect_tqdm
 
-        loggers = [logging.root, *(logging.getLogger(name) for name in ("detlib", "fvcore"))]
-        self._redirection.enter_context(logging_redirect_tqdm(loggers))
+        loggers = [logging.root, logging.getLogger("detlib"), logging.getLogger("fvcore")]
+        self._redirection.enter_context(logging_redirect_tqdm([logger for logger in loggers if logger.handlers]))
         self._bar = tqdm(initial=self.trainer.start_iter, total=self.trainer.max_iter, unit="it", dynamic_ncols=True)
 
     def after_step(self) -> None:
         if self._bar is None:
             return
-        loss, _ = self.trainer.storage.latest().get("total_loss", (None, None))
-        if loss is not None:
-            self._bar.set_postfix_str(f"total_loss {float(loss):.4g}", refresh=False)
+        if _is_due(self, self._loss_period):
+            loss, _ = self.trainer.storage.latest().get("total_loss", (math.nan, 0))
+            self._bar.set_postfix_str(f"total_loss {loss:.4g}", refresh=False)
         self._bar.update()
 
     def after_train(self) -> None:

@@ -1,4 +1,4 @@
-"""Hooks that run or look into the model: batch-norm statistics, profiles, drawings of predictions."""
+"""Hooks that run or look into the model: batch-norm statistics, profiles, memory, drawings of predictions."""
 
 import itertools
 import logging
@@ -15,12 +15,12 @@ from torch import nn
 from detlib.data import detection_utils
 from detlib.data.catalog import Metadata
 from detlib.engine.train_loop import HookBase, TrainerBase
-from detlib.engine.training_state import load_training_state, training_state, unwrap_model
+from detlib.engine.training_state import TrainingState, unwrap_model
 from detlib.evaluation.evaluator import inference_context
 from detlib.utils.events import EventStorage
 from detlib.utils.file_io import PathManager
 
-__all__ = ["AutogradProfiler", "PreciseBN", "TorchProfiler", "VisualizePredictions"]
+__all__ = ["AutogradProfiler", "PreciseBN", "TorchMemoryStats", "TorchProfiler", "VisualizePredictions"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,11 @@ class PreciseBN(HookBase):
             self._batches = iter(self._data_loader)
         logger.info("Collecting batch norm statistics over %d batches.", self._num_iter)
         # Only batch norm may change: neither metrics nor running values of the losses.
-        state = training_state(self._model)
+        training_state = TrainingState(self._model)
+        before = training_state.state_dict()
         with EventStorage():
             update_bn_stats(self._model, itertools.islice(self._batches, self._num_iter), self._num_iter)
-        load_training_state(self._model, state)
+        training_state.load_state_dict(before)
 
 
 class TorchProfiler(HookBase):
@@ -147,6 +148,32 @@ class AutogradProfiler(TorchProfiler):
             device = "cuda" if self._use_cuda and torch.cuda.is_available() else None
             self._profiler = torch.autograd.profiler.profile(use_device=device)
             self._profiler.__enter__()
+
+
+class TorchMemoryStats(HookBase):
+    """Logs how much CUDA memory is in use, every ``period`` iterations, ``max_runs`` times at most."""
+
+    def __init__(self, period: int = 20, max_runs: int = 10) -> None:
+        self._period = period
+        self._max_runs = max_runs
+        self._runs = 0
+
+    def after_step(self) -> None:
+        if self._runs >= self._max_runs or not torch.cuda.is_available():
+            return
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0):
+            self._runs += 1
+            peak, now = torch.cuda.max_memory_allocated() // 2**20, torch.cuda.memory_allocated() // 2**20
+            reserved = torch.cuda.memory_reserved() // 2**20
+            logger.info(
+                "CUDA memory in iteration %d: %d MiB in use, %d at most since the last report, %d MiB reserved.",
+                self.trainer.iter,
+                now,
+                peak,
+                reserved,
+            )
+            torch.cuda.reset_peak_memory_stats()
 
 
 class VisualizePredictions(HookBase):

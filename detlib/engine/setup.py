@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detlib.config import CfgNode
+from detlib.config import CfgNode, set_global_cfg
 from detlib.data import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets.register import register_datasets
 from detlib.modeling import META_ARCH_REGISTRY
@@ -102,8 +102,8 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     rank = comm.get_rank()
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         PathManager.mkdirs(cfg.OUTPUT_DIR)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore")
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)
+    for name in ("fvcore", "detlib"):
+        setup_logger(cfg.OUTPUT_DIR or None, distributed_rank=rank, name=name)
     command = shlex.join([os.path.basename(sys.executable), *sys.argv])
     logger.info("Process %d of %d, started with: %s", rank, comm.get_world_size(), command)
     logger.info("Environment:\n%s", collect_env_info())
@@ -111,6 +111,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     eval_only = getattr(args, "eval_only", False)
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         _save_config(cfg, command, keep=eval_only)
+    set_global_cfg(cfg)
     register_datasets(cfg)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if not eval_only:  # images of an evaluation have many sizes, for each of which cuDNN would search anew

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
-from detlib.engine.training_state import load_training_state, training_state, unwrap_model
+from detlib.engine.training_state import TrainingState, unwrap_model
 from detlib.utils import comm
 from detlib.utils.errors import DatasetError, DetlibError
 from detlib.utils.events import EventStorage, get_event_storage
@@ -242,14 +242,14 @@ class SimpleTrainer(TrainerBase):
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         state["optimizer"] = self.optimizer.state_dict()
-        if buffers := training_state(self.model):
+        if buffers := TrainingState(self.model).state_dict():
             state["training_state"] = buffers
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
-        load_training_state(self.model, state_dict.get("training_state", {}))
+        TrainingState(self.model).load_state_dict(state_dict.get("training_state", {}))
 
     @property
     def _data_loader_iter(self) -> Iterator:

@@ -1,0 +1,127 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from detlib.engine import HookBase, hooks
+from detlib.structures import Boxes, Instances
+from detlib.utils.events import get_event_storage
+
+from .toy import toy_trainer
+
+
+class NormModel(nn.Module):
+    training_state_buffers = ("num_calls",)
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+        self.register_buffer("num_calls", torch.tensor(0), persistent=False)
+
+    def forward(self, batch):
+        self.num_calls += 1
+        get_event_storage().put_scalar("seen", 1.0)
+        return {"loss": self.norm(batch).sum()}
+
+
+def test_precise_bn_averages_over_batches_and_changes_nothing_else():
+    model = NormModel()
+    batches = [torch.tensor([[0.0], [2.0]]), torch.tensor([[4.0], [6.0]])]
+    hook = hooks.PreciseBN(0, model, batches, num_iter=2)
+    hook.update_stats()
+    # Means 1 and 5; of all four values, the mean is 3 and the mean square 14.
+    assert model.norm.running_mean.item() == pytest.approx(3.0)
+    assert model.norm.running_var.item() == pytest.approx(14.0 - 9.0)
+    assert model.num_calls == 0
+
+
+def test_precise_bn_runs_after_the_last_iteration():
+    trainer, model = toy_trainer(1), NormModel()
+    trainer.register_hooks([hooks.PreciseBN(0, model, [torch.tensor([[4.0], [6.0]])], num_iter=1)])
+    trainer.train(0, 2)
+    assert model.norm.running_mean.item() == pytest.approx(5.0)
+
+
+def test_precise_bn_leaves_models_without_norm_in_training_mode_alone():
+    model = NormModel()
+    model.norm.eval()
+    hooks.PreciseBN(0, model, [torch.tensor([[4.0], [6.0]])], num_iter=1).update_stats()
+    assert model.norm.running_mean.item() == 0
+
+
+@pytest.mark.parametrize("save_tensorboard", [False, True])
+def test_torch_profiler_writes_a_table_and_a_trace_of_selected_iterations(tmp_path, save_tensorboard):
+    trainer = toy_trainer(1)
+    profiler = hooks.TorchProfiler(lambda trainer: trainer.iter == 1, str(tmp_path), save_tensorboard=save_tensorboard)
+    trainer.register_hooks([profiler])
+    trainer.train(0, 3)
+    assert "aten::mul" in (tmp_path / "profiler-trace-iter1.txt").read_text()
+    traces = list((tmp_path / "log").glob("*.json*")) if save_tensorboard else list(tmp_path.glob("*.json"))
+    assert len(traces) == 1
+    assert json.loads(traces[0].read_text())["traceEvents"]
+
+
+def test_autograd_profiler_writes_a_table(tmp_path):
+    trainer = toy_trainer(1)
+    trainer.register_hooks([hooks.AutogradProfiler(lambda trainer: True, str(tmp_path), use_cuda=False)])
+    trainer.train(0, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"profiler-trace-iter0.txt", "profiler-trace-iter0.json"}
+
+
+class DetectorOfOneBox(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(1.0))
+        self.norm = nn.BatchNorm2d(1).eval()
+
+    def forward(self, batch):
+        if self.training:
+            return {"loss": self.weight * 1.0}
+        assert "height" not in batch[0]
+        found = Instances((32, 48), pred_boxes=Boxes([[8.0, 8, 40, 24]]), scores=torch.ones(1))
+        found.pred_classes = torch.zeros(1, dtype=torch.long)
+        return [{"instances": found}]
+
+
+def drawing_of(sample, image_format="BGR"):
+    """What the hook puts into the storage, and the model's modes afterwards."""
+    model = DetectorOfOneBox()
+    trainer = toy_trainer(1)
+    trainer.model, trainer.data_loader = model, iter(lambda: [sample], None)
+    seen = []
+
+    class Keep(HookBase):
+        def after_step(self):
+            seen.extend(self.trainer.storage._images)
+            self.trainer.storage.clear_images()
+
+    trainer.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.train()
+    model.norm.eval()
+    trainer.register_hooks([hooks.VisualizePredictions(2, image_format), Keep()])
+    trainer.train(0, 3)
+    assert len(seen) == 1
+    return seen[0][1], model
+
+
+def test_visualize_predictions_draws_truth_beside_predictions_every_period():
+    truth = Instances((32, 48), gt_boxes=Boxes([[2.0, 2, 20, 20]]), gt_classes=torch.tensor([0]))
+    blue = torch.zeros(3, 32, 48, dtype=torch.uint8)
+    blue[0] = 255
+    drawing, model = drawing_of({"image": blue, "instances": truth, "height": 320, "width": 480})
+    assert drawing.shape == (3, 32, 96)
+    assert drawing.dtype == np.uint8
+    assert drawing[:, 31, 0].tolist() == [0, 0, 255]  # BGR in, RGB out
+    left, right = drawing[:, :, :48], drawing[:, :, 48:]
+    assert not np.array_equal(left, right)
+    assert model.training
+    assert not model.norm.training  # a part that was in evaluation mode stays there
+
+
+def test_visualize_predictions_works_without_annotations_and_without_objects():
+    image = torch.zeros(3, 32, 48)
+    none = Instances((32, 48), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.long))
+    assert drawing_of({"image": image}, "RGB")[0].shape == (3, 32, 96)
+    assert drawing_of({"image": image, "instances": none}, "RGB")[0].shape == (3, 32, 96)

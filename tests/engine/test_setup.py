@@ -1,0 +1,125 @@
+import argparse
+import random
+import sys
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from detlib.config import get_cfg
+from detlib.data import DatasetCatalog, MetadataCatalog
+from detlib.engine import create_ddp_model, default_argument_parser, default_setup, default_writers
+from detlib.engine.setup import check_num_classes, run_tool
+from detlib.utils.errors import ConfigError
+
+
+@pytest.fixture
+def dataset():
+    """A dataset of two classes that are known only once it is loaded, as with COCO files."""
+
+    def load():
+        MetadataCatalog.get("two_classes").thing_classes = ["cat", "dog"]
+        return []
+
+    DatasetCatalog.register("two_classes", load)
+    yield "two_classes"
+    DatasetCatalog.remove("two_classes")
+    MetadataCatalog.remove("two_classes")
+
+
+def test_parser_takes_overrides_in_both_forms_after_the_options():
+    args = default_argument_parser().parse_args(["--config-file", "a.yaml", "--num-gpus", "2", "A.B", "1", "C=2"])
+    assert (args.config_file, args.num_gpus, args.opts) == ("a.yaml", 2, ["A.B", "1", "C=2"])
+    assert (args.num_machines, args.machine_rank, args.dist_url) == (1, 0, "auto")
+    assert not (args.resume or args.eval_only or args.print_config)
+
+
+def test_help_shows_examples():
+    assert "--resume" in default_argument_parser().format_help().split("Examples:")[1]
+    assert "my own" in default_argument_parser(epilog="my own").format_help()
+
+
+def test_default_setup_writes_a_config_that_reloads_with_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "A B"])
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR, cfg.SEED = str(tmp_path / "out"), 7
+    default_setup(cfg, argparse.Namespace(eval_only=False))
+    path = tmp_path / "out" / "config.yaml"
+    assert path.read_text().splitlines()[0].endswith("train.py 'A B'")
+    again = get_cfg()
+    again.merge_from_file(str(path))
+    assert again == cfg
+    assert "train.py" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_default_setup_seeds_everything(tmp_path):
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR, cfg.SEED = str(tmp_path), 7
+    drawn = []
+    for _ in range(2):
+        default_setup(cfg, argparse.Namespace())
+        drawn.append((random.random(), torch.rand(1).item()))
+    assert drawn[0] == drawn[1]
+
+
+def test_evaluation_leaves_the_config_of_the_training_alone(tmp_path):
+    (tmp_path / "config.yaml").write_text("SEED: 3\n")
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    default_setup(cfg, argparse.Namespace(eval_only=True))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"SEED": 3}
+
+
+def test_default_setup_sets_the_precision_of_float32(tmp_path):
+    before = torch.get_float32_matmul_precision()
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR, cfg.FLOAT32_PRECISION = str(tmp_path), "medium"
+    default_setup(cfg, argparse.Namespace())
+    assert torch.get_float32_matmul_precision() == "medium"
+    torch.set_float32_matmul_precision(before)
+
+
+def test_default_writers(tmp_path):
+    names = [type(writer).__name__ for writer in default_writers(str(tmp_path / "new"), 10)]
+    assert names == ["CommonMetricPrinter", "JSONWriter", "TensorboardXWriter"]
+
+
+def test_one_process_needs_no_ddp():
+    model = nn.Linear(1, 1)
+    assert create_ddp_model(model) is model
+
+
+def test_number_of_classes_must_match_the_data(dataset):
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TRAIN = "RetinaNet", (dataset,)
+    cfg.MODEL.RETINANET.NUM_CLASSES = 80
+    with pytest.raises(ConfigError) as error:
+        check_num_classes(cfg)
+    assert "MODEL.RETINANET.NUM_CLASSES is 80" in str(error.value)
+    assert "'two_classes' has 2 classes (cat, dog)" in str(error.value)
+    line = str(error.value).split("Write in the config: ")[1]
+    assert yaml.safe_load(line) == {"MODEL": {"RETINANET": {"NUM_CLASSES": 2}}}
+    cfg.MODEL.RETINANET.NUM_CLASSES = 2
+    check_num_classes(cfg)
+
+
+def test_datasets_that_a_project_loads_itself_are_not_checked():
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TRAIN = "RetinaNet", ("not_in_the_catalog",)
+    check_num_classes(cfg)
+
+
+def test_run_tool_shows_a_mistake_of_the_user_in_one_line(capsys):
+    def fail():
+        raise ConfigError("wrong\n  key")
+
+    with pytest.raises(SystemExit) as stop:
+        run_tool(fail)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: wrong key\n"
+
+
+def test_run_tool_lets_bugs_through():
+    with pytest.raises(ZeroDivisionError):
+        run_tool(lambda: 1 / 0)

@@ -1,0 +1,171 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from detlib.config import get_cfg
+from detlib.solver import build_lr_scheduler, build_optimizer, get_default_optimizer_params
+from detlib.solver.build import maybe_add_gradient_clipping, reduce_param_groups
+from detlib.utils.errors import ConfigError
+
+
+@pytest.fixture
+def cfg():
+    return get_cfg()
+
+
+@pytest.fixture
+def model():
+    return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+
+
+def by_name(model, groups):
+    """Parameter name -> options of its group."""
+    return {
+        name: {k: v for k, v in group.items() if k != "params"}
+        for name, param in model.named_parameters()
+        for group in groups
+        if any(param is member for member in group["params"])
+    }
+
+
+def test_norm_layers_and_biases_get_their_own_options(model):
+    groups = get_default_optimizer_params(
+        model, base_lr=1.0, weight_decay=0.1, weight_decay_norm=0.0, bias_lr_factor=2.0, weight_decay_bias=0.5
+    )
+    assert by_name(model, groups) == {
+        "0.weight": {"lr": 1.0, "weight_decay": 0.1},
+        "0.bias": {"lr": 2.0, "weight_decay": 0.5},
+        "1.weight": {"lr": 1.0, "weight_decay": 0.0},
+        "1.bias": {"lr": 2.0, "weight_decay": 0.5},
+    }
+
+
+def test_lr_factor_func_sees_full_names_and_overrides_come_last(model):
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=1.0,
+        lr_factor_func=lambda name: 0.5 if name.startswith("0.") else 1.0,
+        overrides={"bias": {"lr": 7.0}},
+    )
+    assert {name: options["lr"] for name, options in by_name(model, groups).items()} == {
+        "0.weight": 0.5,
+        "0.bias": 7.0,
+        "1.weight": 1.0,
+        "1.bias": 7.0,
+    }
+
+
+def test_frozen_parameters_are_left_out_and_shared_ones_come_once(model):
+    model[0].weight.requires_grad_(False)
+    shared = nn.Sequential(model, model)
+    groups = get_default_optimizer_params(shared, base_lr=1.0)
+    assert [len(group["params"]) for group in groups] == [3]
+
+
+def test_factors_without_a_base_rate_are_refused(model):
+    with pytest.raises(ValueError, match="base_lr"):
+        get_default_optimizer_params(model, bias_lr_factor=2.0)
+    with pytest.raises(ValueError, match="base_lr"):
+        get_default_optimizer_params(model, lr_factor_func=lambda name: 1.0)
+
+
+def test_reduce_param_groups_merges_equal_options_and_lets_later_ones_win():
+    a, b, c = (nn.Parameter(torch.zeros(1)) for _ in range(3))
+    groups = [{"params": [a, b], "lr": 1}, {"params": c, "lr": 2}, {"params": [b], "lr": 2}]
+    merged = reduce_param_groups(groups)
+    assert [(group["lr"], len(group["params"])) for group in merged] == [(1, 1), (2, 2)]
+    assert merged[0]["params"][0] is a
+
+
+def test_optimizer_of_a_frozen_model_is_an_error_that_says_so(cfg, model):
+    with pytest.raises(ConfigError, match="no trainable parameter"):
+        build_optimizer(cfg, model.requires_grad_(False))
+
+
+def clipped_gradients(cfg, clip_type, as_object=False):
+    """Gradients of two parameters after a step: 3, 4 in the first, 12 in the second, limited to 1."""
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = clip_type
+    params = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
+    if as_object:
+        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD(params, lr=1.0))
+    else:
+        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)(params, lr=1.0)
+    params[0].grad, params[1].grad = torch.tensor([3.0, 4.0]), torch.tensor([12.0])
+    optimizer.step()
+    return [-value for param in params for value in param.tolist()]
+
+
+@pytest.mark.parametrize("as_object", [False, True])
+def test_gradient_clipping(cfg, as_object):
+    assert clipped_gradients(cfg, "value", as_object) == [1, 1, 1]
+    assert clipped_gradients(cfg, "norm", as_object) == pytest.approx([0.6, 0.8, 1])
+    # The norm of (3, 4, 12) is 13.
+    assert clipped_gradients(cfg, "full_model", as_object) == pytest.approx([3 / 13, 4 / 13, 12 / 13])
+
+
+def test_gradient_clipping_passes_over_parameters_without_gradient(cfg):
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
+    params = [nn.Parameter(torch.zeros(1))]
+    maybe_add_gradient_clipping(cfg, torch.optim.SGD)(params, lr=1.0).step()
+    assert params[0].item() == 0
+
+
+def test_clipping_optimizer_shares_its_state_with_a_plain_one(cfg, model):
+    plain = build_optimizer(cfg, model)
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    clipping = build_optimizer(cfg, copy.deepcopy(model))
+    clipping.load_state_dict(plain.state_dict())
+    assert isinstance(clipping, torch.optim.SGD)
+
+
+def test_unknown_clip_type_is_named(cfg):
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "some"
+    with pytest.raises(ConfigError, match=r"'some'.*value, norm, full_model"):
+        maybe_add_gradient_clipping(cfg, torch.optim.SGD)
+
+
+def run_schedule(cfg, num_iter):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    seen = []
+    for _ in range(num_iter):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_fixed_gamma_schedule_runs_to_its_end(cfg):
+    cfg.merge_from_list(
+        ["SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR", "SOLVER.MAX_ITER", 4, "SOLVER.WARMUP_ITERS", 0]
+    )
+    cfg.merge_from_list(["SOLVER.BASE_LR", 8.0, "SOLVER.GAMMA", 0.5, "SOLVER.NUM_DECAYS", 3])
+    assert run_schedule(cfg, 4) == pytest.approx([8, 4, 2, 1])
+
+
+def test_steps_from_max_iter_on_do_not_count(cfg):
+    cfg.merge_from_list(["SOLVER.MAX_ITER", 4, "SOLVER.STEPS", (2, 4, 9), "SOLVER.WARMUP_ITERS", 0])
+    cfg.SOLVER.BASE_LR = 1.0
+    assert run_schedule(cfg, 4) == pytest.approx([1, 1, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["SOLVER.LR_SCHEDULER_NAME", "Cosine"], "'Cosine'.*WarmupCosineLR"),
+        (["SOLVER.STEPS", (200, 100)], "must rise"),
+        (["SOLVER.MAX_ITER", 0], "MAX_ITER is 0"),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR_END", 1.0], "BASE_LR_END 1.0"),
+        (["SOLVER.RESCALE_INTERVAL", True, "SOLVER.WARMUP_ITERS", 40000], "shorten the warm-up"),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR", "SOLVER.MAX_ITER", 3], "NUM_DECAYS 3"),
+    ],
+)
+def test_unusable_schedules_are_refused(cfg, overrides, message):
+    cfg.merge_from_list(overrides)
+    with pytest.raises(ConfigError, match=message):
+        run_schedule(cfg, 1)

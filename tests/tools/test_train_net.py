@@ -1,0 +1,119 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, request):
+    """A tiny RetinaNet on a few images of shapes_val, as a file."""
+    folder = tmp_path_factory.mktemp("config")
+    path = folder / "tiny.yaml"
+    path.write_text(
+        """
+MODEL:
+  META_ARCHITECTURE: RetinaNet
+  DEVICE: cpu
+  BACKBONE: {NAME: build_retinanet_resnet_fpn_backbone, FREEZE_AT: 0}
+  RESNETS:
+    DEPTH: 18
+    OUT_FEATURES: [res3, res4, res5]
+    NORM: BN
+    STEM_OUT_CHANNELS: 8
+    RES2_OUT_CHANNELS: 8
+  FPN: {IN_FEATURES: [res3, res4, res5], OUT_CHANNELS: 16}
+  ANCHOR_GENERATOR: {SIZES: [[16], [32], [64], [128], [256]]}
+  RETINANET: {NUM_CLASSES: 6, NUM_CONVS: 1}
+DATASETS: {TRAIN: (shapes_val,), TEST: (shapes_val,)}
+INPUT: {MIN_SIZE_TRAIN: (64,), MIN_SIZE_TEST: 64}
+DATALOADER: {NUM_WORKERS: 0}
+SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 4, STEPS: (3,), WARMUP_ITERS: 2, CHECKPOINT_PERIOD: 2}
+SEED: 1
+"""
+    )
+    return path
+
+
+def tool(name, *args):
+    command = [sys.executable, str(ROOT / "tools" / name), *map(str, args)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+
+
+@pytest.fixture(scope="module", params=["train_net.py", "plain_train_net.py"])
+def trained(request, config, tmp_path_factory):
+    """(tool, output folder, what it printed) after a training of four iterations."""
+    folder = tmp_path_factory.mktemp("output")
+    done = tool(request.param, "--config-file", config, f"OUTPUT_DIR={folder}")
+    assert done.returncode == 0, done.stderr
+    return request.param, folder, done.stdout
+
+
+def box_ap(output):
+    """The comma-separated line of results."""
+    return [line.split("copypaste: ")[1] for line in output.splitlines() if "copypaste: " in line][-1]
+
+
+def test_training_leaves_weights_config_and_metrics_and_shows_the_ap(trained):
+    _, folder, output = trained
+    assert {"model_final.pth", "config.yaml", "metrics.json", "last_checkpoint"} <= set(os.listdir(folder))
+    assert "AP50" in output
+    assert str(folder) in output.splitlines()[-1]
+    metrics = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert any("total_loss" in line and line["iteration"] == 3 for line in metrics)
+
+
+def test_evaluation_alone_gives_the_same_ap(trained, config):
+    name, folder, output = trained
+    done = tool(name, "--config-file", folder / "config.yaml", "--eval-only", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert box_ap(done.stdout) == box_ap(output)
+
+
+def test_resume_goes_on_after_the_last_checkpoint(trained, config):
+    name, folder, _ = trained
+    (folder / "last_checkpoint").write_text("model_0000001.pth")
+    done = tool(name, "--config-file", config, "--resume", "OUTPUT_DIR", folder)
+    assert done.returncode == 0, done.stderr
+    assert "Training from iteration 2 to 4" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["train_net.py", "plain_train_net.py"])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "--config-file"),
+        (["--config-file", "none.yaml"], "none.yaml"),
+        (["--config-file", "{config}", "SOLVER.BASE_LRR", "1"], "SOLVER.BASE_LR"),
+        (["--config-file", "{config}", "MODEL.RETINANET.NUM_CLASSES=5"], "NUM_CLASSES: 6"),
+    ],
+)
+def test_mistakes_of_users_are_one_clear_line(name, args, message, config, tmp_path):
+    args = [arg.format(config=config) for arg in args]
+    done = tool(
+        name, *args, *([f"OUTPUT_DIR={tmp_path}"] if "--config-file" in args and "none.yaml" not in args else [])
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_print_config_names_the_origin_of_values(config):
+    done = tool("train_net.py", "--config-file", config, "--print-config", "SOLVER.MAX_ITER=9")
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if "MAX_ITER" in line)
+    assert "9" in line
+    assert "tiny.yaml" in next(line for line in done.stdout.splitlines() if "IMS_PER_BATCH" in line)
+
+
+@pytest.mark.parametrize("name", ["train_net.py", "plain_train_net.py"])
+def test_help_teaches_with_examples(name):
+    done = tool(name, "--help")
+    assert "Examples:" in done.stdout
+    assert name in done.stdout.split("Examples:")[1]

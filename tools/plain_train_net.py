@@ -1,0 +1,145 @@
+#!/usr/bin/env python
+"""Train or evaluate a config with the whole loop in sight.
+
+It does what ``train_net.py`` does, with neither trainer nor hooks: a place to start from for training that differs
+in the loop itself. Missing here are mixed precision, precise batch norm statistics and the check of the losses over
+all processes.
+"""
+
+import argparse
+import logging
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from detlib.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
+from detlib.config import CfgNode, get_cfg
+from detlib.config.config import format_with_origins
+from detlib.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detlib.engine import default_argument_parser, default_setup, default_writers, launch
+from detlib.engine.setup import check_num_classes, create_ddp_model, run_tool
+from detlib.engine.train_loop import NonFiniteLossError
+from detlib.engine.training_state import TrainingState
+from detlib.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    inference_on_dataset,
+    print_csv_format,
+    verify_results,
+)
+from detlib.modeling import build_model
+from detlib.solver import build_lr_scheduler, build_optimizer
+from detlib.utils import comm
+from detlib.utils.errors import ConfigError
+from detlib.utils.events import EventStorage
+
+logger = logging.getLogger("detlib.plain_train_net")
+
+WRITE_PERIOD = 20
+
+
+def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
+    model.train()
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    checkpointer = DetectionCheckpointer(
+        model, cfg.OUTPUT_DIR, optimizer=optimizer, scheduler=scheduler, training_state=TrainingState(model)
+    )
+    resuming = resume and checkpointer.has_checkpoint()
+    checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    start_iter = checkpoint["iteration"] + 1 if resuming else 0
+    max_iter = cfg.SOLVER.MAX_ITER
+    periodic_checkpointer = PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter=max_iter)
+    writers = default_writers(cfg.OUTPUT_DIR, max_iter) if comm.is_main_process() else []
+
+    data_loader = build_detection_train_loader(cfg)
+    check_num_classes(cfg)
+    logger.info("Training from iteration %d to %d.", start_iter, max_iter)
+    with EventStorage(start_iter) as storage:
+        for batch, iteration in zip(data_loader, range(start_iter, max_iter), strict=False):
+            storage.iter = iteration
+
+            losses = model(batch)
+            total_loss = sum(losses.values())
+            optimizer.zero_grad()
+            total_loss.backward()
+
+            means = {name: loss.item() for name, loss in comm.reduce_dict(losses).items()}
+            if not math.isfinite(sum(means.values())):
+                raise NonFiniteLossError(f"the loss is not finite in iteration {iteration}: {means}")
+            optimizer.step()
+            storage.put_scalar("lr", optimizer.param_groups[0]["lr"], smoothing_hint=False)
+            scheduler.step()
+
+            done = iteration + 1
+            if comm.is_main_process():
+                storage.put_scalars(total_loss=sum(means.values()), **means)
+            if cfg.TEST.EVAL_PERIOD > 0 and done % cfg.TEST.EVAL_PERIOD == 0 and done != max_iter:
+                do_test(cfg, model)
+                comm.synchronize()
+            if done % WRITE_PERIOD == 0 or done == max_iter:
+                for writer in writers:
+                    writer.write()
+            periodic_checkpointer.step(iteration)
+        for writer in writers:
+            writer.close()
+
+
+def do_test(cfg: CfgNode, model: nn.Module) -> Mapping[str, Any]:
+    """Results by dataset; only the results if there is one dataset."""
+    results = {}
+    for name in cfg.DATASETS.TEST:
+        evaluator = get_evaluator(name, os.path.join(cfg.OUTPUT_DIR, "inference", name))
+        results[name] = inference_on_dataset(model, build_detection_test_loader(cfg, name), evaluator)
+        if comm.is_main_process():
+            logger.info("Results on %s:", name)
+            print_csv_format(results[name])
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def get_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type == "coco":
+        return COCOEvaluator(dataset_name, output_dir=output_folder)
+    raise ConfigError(f"the dataset {dataset_name!r} is of the type {evaluator_type!r}, which has no evaluator")
+
+
+def load_config(args: argparse.Namespace) -> CfgNode:
+    if not args.config_file:
+        raise ConfigError("no config was given; add --config-file FILE, or see --help for examples")
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    return cfg
+
+
+def main(args: argparse.Namespace) -> Mapping[str, Any]:
+    cfg = load_config(args)
+    default_setup(cfg, args)
+    model = build_model(cfg)
+    if args.eval_only:
+        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    else:
+        model = create_ddp_model(model, broadcast_buffers=False)
+        do_train(cfg, model, resume=args.resume)
+    results = do_test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+        logger.info("Done. Weights, config, metrics and predictions are in %s", cfg.OUTPUT_DIR)
+    return results
+
+
+def run() -> None:
+    args = default_argument_parser().parse_args()
+    if args.print_config:
+        print(format_with_origins(load_config(args)))
+        return
+    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+
+
+if __name__ == "__main__":
+    run_tool(run)

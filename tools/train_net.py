@@ -1,0 +1,103 @@
+#!/usr/bin/env python
+"""Train or evaluate any config.
+
+To give a project its own training program, copy this file and change what is special: override a ``build_*`` method
+of the Trainer, or add the project's options to the config in ``setup``. ``plain_train_net.py`` shows the same without
+a trainer class.
+"""
+
+import argparse
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from detlib.checkpoint import DetectionCheckpointer
+from detlib.config import CfgNode, get_cfg
+from detlib.config.config import format_with_origins
+from detlib.data import MetadataCatalog
+from detlib.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detlib.engine.setup import run_tool
+from detlib.evaluation import COCOEvaluator, DatasetEvaluator, verify_results
+from detlib.utils import comm
+from detlib.utils.errors import ConfigError
+
+logger = logging.getLogger("detlib.train_net")
+
+
+class Trainer(DefaultTrainer):
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        """The evaluator that fits the dataset; it writes its predictions to ``OUTPUT_DIR/inference``."""
+        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if evaluator_type == "coco":
+            return COCOEvaluator(dataset_name, output_dir=output_folder)
+        raise NotImplementedError(f"there is no evaluator for the type {evaluator_type!r} of the dataset")
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    cfg = load_config(args)
+    default_setup(cfg, args)
+    return cfg
+
+
+def load_config(args: argparse.Namespace) -> CfgNode:
+    if not args.config_file:
+        raise ConfigError("no config was given; add --config-file FILE, or see --help for examples")
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    return cfg
+
+
+def main(args: argparse.Namespace) -> Mapping[str, Any] | None:
+    cfg = setup(args)
+    if args.eval_only:
+        return evaluate(cfg, args.resume)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    results = trainer.train()
+    if comm.is_main_process():
+        report_files(cfg)
+    return results
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> Mapping[str, Any]:
+    if not cfg.MODEL.WEIGHTS and not resume:
+        raise ConfigError(
+            "--eval-only needs weights: add MODEL.WEIGHTS=FILE, or --resume for the last checkpoint in OUTPUT_DIR"
+        )
+    model = Trainer.build_model(cfg)
+    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def report_files(cfg: CfgNode) -> None:
+    names = {
+        "Weights": "model_final.pth",
+        "Config": "config.yaml",
+        "Metrics": "metrics.json",
+        "Log": "log.txt",
+        "Predictions": "inference",
+    }
+    paths = {what: os.path.join(cfg.OUTPUT_DIR, name) for what, name in names.items()}
+    logger.info(
+        "Done.\n%s", "\n".join(f"  {what + ':':13}{path}" for what, path in paths.items() if os.path.exists(path))
+    )
+
+
+def run() -> None:
+    args = default_argument_parser().parse_args()
+    if args.print_config:
+        print(format_with_origins(load_config(args)))
+        return
+    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+
+
+if __name__ == "__main__":
+    run_tool(run)
