@@ -1,9 +1,34 @@
 """Datasets, what turns their samples into model input, and the loaders."""
 
 from detlib.data import transforms
+from detlib.data.build import (
+    build_batch_data_loader,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+    load_proposals_into_dataset,
+    print_instances_class_histogram,
+)
 from detlib.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
+from detlib.data.common import DatasetFromList, MapDataset, ToIterableDataset
 from detlib.data.dataset_mapper import DatasetMapper
 
 from detlib.data import datasets  # isort: skip  # Last, as it registers in the catalogs the datasets that detlib knows.
 
-__all__ = ["DatasetCatalog", "DatasetMapper", "Metadata", "MetadataCatalog", "datasets", "transforms"]
+__all__ = [
+    "DatasetCatalog",
+    "DatasetFromList",
+    "DatasetMapper",
+    "MapDataset",
+    "Metadata",
+    "MetadataCatalog",
+    "ToIterableDataset",
+    "build_batch_data_loader",
+    "build_detection_test_loader",
+    "build_detection_train_loader",
+    "datasets",
+    "get_detection_dataset_dicts",
+    "load_proposals_into_dataset",
+    "print_instances_class_histogram",
+    "transforms",
+]
