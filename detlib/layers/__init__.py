@@ -4,7 +4,7 @@ from torch.nn import BatchNorm2d, ConvTranspose2d, Linear
 from torch.nn.functional import interpolate
 
 from detlib.layers.aspp import ASPP
-from detlib.layers.batch_norm import CycleBatchNormList, FrozenBatchNorm2d, LayerNorm, NaiveSyncBatchNorm, get_norm
+from detlib.layers.batch_norm import CycleBatchNormList, FrozenBatchNorm2d, NaiveSyncBatchNorm, get_norm
 from detlib.layers.blocks import CNNBlockBase, DepthwiseSeparableConv2d
 from detlib.layers.deform_conv import DeformConv, ModulatedDeformConv
 from detlib.layers.losses import ciou_loss, diou_loss, giou_loss, sigmoid_focal_loss, smooth_l1_loss
@@ -32,7 +32,6 @@ __all__ = [
     "DeformConv",
     "DepthwiseSeparableConv2d",
     "FrozenBatchNorm2d",
-    "LayerNorm",
     "Linear",
     "ModulatedDeformConv",
     "NaiveSyncBatchNorm",

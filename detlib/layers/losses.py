@@ -25,6 +25,7 @@ def giou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: floa
         reduction: "none", "mean" (0 for no boxes) or "sum".
         eps: added to the divisors.
     """
+    boxes1, boxes2 = _upcast(boxes1), _upcast(boxes2)
     iou, union = _iou_and_union(boxes1, boxes2, eps)
     width, height = _enclosing_size(boxes1, boxes2)
     enclosing = width * height
@@ -36,6 +37,7 @@ def diou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: floa
 
     Eq. 7 of https://arxiv.org/abs/1911.08287. Arguments as for :func:`giou_loss`.
     """
+    boxes1, boxes2 = _upcast(boxes1), _upcast(boxes2)
     iou, _ = _iou_and_union(boxes1, boxes2, eps)
     return _reduce(1 - iou + _center_penalty(boxes1, boxes2, eps), reduction)
 
@@ -46,11 +48,17 @@ def ciou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: floa
     Eq. 8 to 11 of https://arxiv.org/abs/1911.08287; alpha counts as a constant in the gradient. Arguments as for
     :func:`giou_loss`.
     """
+    boxes1, boxes2 = _upcast(boxes1), _upcast(boxes2)
     iou, _ = _iou_and_union(boxes1, boxes2, eps)
     v = (4 / math.pi**2) * (_aspect_angle(boxes2) - _aspect_angle(boxes1)).square()
     with torch.no_grad():
         alpha = v / (1 - iou + v + eps)
     return _reduce(1 - iou + _center_penalty(boxes1, boxes2, eps) + alpha * v, reduction)
+
+
+def _upcast(boxes: Tensor) -> Tensor:
+    # Areas of large boxes are beyond the range of float16.
+    return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
 
 
 def _iou_and_union(boxes1: Tensor, boxes2: Tensor, eps: float) -> tuple[Tensor, Tensor]:

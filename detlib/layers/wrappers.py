@@ -92,3 +92,16 @@ def check_if_dynamo_compiling() -> bool:
 def disable_torch_compiler(func: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a function that ``torch.compile`` shall leave as it is."""
     return torch.compiler.disable(func)
+
+
+class _NewEmptyTensorOp(torch.autograd.Function):
+    """Give a tensor without elements another shape and keep its gradient; older projects import it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, new_shape: tuple[int, ...]) -> Tensor:
+        ctx.shape = x.shape
+        return x.new_empty(new_shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.new_empty(ctx.shape), None

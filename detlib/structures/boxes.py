@@ -48,15 +48,16 @@ class BoxMode(IntEnum):
         Raises:
             ValueError: there is no such conversion, or the box has another number of values.
         """
+        from_mode, to_mode = BoxMode(from_mode), BoxMode(to_mode)
         if from_mode == to_mode:
             return box
         formula = _FORMULAS.get((from_mode, to_mode))
         if formula is None:
             known = ", ".join(f"{a.name} to {b.name}" for a, b in _FORMULAS)
-            raise ValueError(f"cannot convert boxes from {from_mode!r} to {to_mode!r}; known: {known}")
+            raise ValueError(f"cannot convert boxes from {from_mode.name} to {to_mode.name}; known: {known}")
         size = 5 if from_mode == BoxMode.XYWHA_ABS else 4
         if isinstance(box, (list, tuple)):
-            if len(box) != size or not np.isscalar(box[0]):
+            if len(box) != size or np.ndim(box[0]) > 0:
                 raise ValueError(f"a box in {from_mode.name} is {size} numbers (use an array for many), got {box!r}")
             return type(box)(formula(*box))
         if box.shape[-1] != size:
@@ -204,8 +205,9 @@ def _intersection(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _ratio(intersection: Tensor, area: Tensor) -> Tensor:
+    """Quotient, in the memory of its arguments."""
     # Where boxes are empty both are 0; elsewhere the area is far from the smallest float.
-    return intersection / area.clamp(min=torch.finfo(area.dtype).tiny)
+    return intersection.div_(area.clamp_(min=torch.finfo(area.dtype).tiny))
 
 
 def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:

@@ -64,6 +64,8 @@ class ImageList:
             )
         sizes = [(image.shape[-2], image.shape[-1]) for image in tensors]
         height, width = _batch_size(sizes, size_divisibility, padding_constraints or {})
+        if sizes == [(height, width)]:
+            return ImageList(tensors[0][None], sizes)
         if all(size == (height, width) for size in sizes):
             return ImageList(torch.stack(tensors), sizes)
         batch = tensors[0].new_full((len(tensors), *tensors[0].shape[:-2], height, width), pad_value)

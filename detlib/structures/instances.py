@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -91,18 +91,25 @@ class Instances:
 
     def __getitem__(self, item: int | slice | Tensor) -> Instances:
         """Choose objects by a number, a slice, numbers or a mask; the result is Instances in each case."""
+        index = self._as_slice_or_numbers(item)
+        return self._map(lambda value: _select(value, index))
+
+    def _as_slice_or_numbers(self, item: Any) -> slice | Tensor:
+        if isinstance(item, slice):
+            return item
         if isinstance(item, (int, np.integer)):
             if not -len(self) <= item < len(self):
                 raise IndexError(f"there is no object {item} in Instances of length {len(self)}")
-            item = item % len(self)
-            item = slice(item, item + 1)
-        elif isinstance(item, Tensor) and item.dtype == torch.bool:
-            if item.shape != (len(self),):
-                raise IndexError(f"the mask has shape {tuple(item.shape)}, but there are {len(self)} objects")
-            item = item.nonzero()[:, 0]  # Once here, not once in every field.
-        return self._map(lambda value: _select(value, item))
+            start = int(item) % len(self)
+            return slice(start, start + 1)
+        index = torch.as_tensor(item)
+        if index.dtype == torch.bool:
+            if index.shape != (len(self),):
+                raise IndexError(f"the mask has shape {tuple(index.shape)}, but there are {len(self)} objects")
+            return index.nonzero()[:, 0]  # Once here, not once in every field.
+        return index.reshape(-1).long()
 
-    def _map(self, function: Any) -> Instances:
+    def _map(self, function: Callable[[Any], Any]) -> Instances:
         mapped = Instances(self._image_size)
         mapped._fields = {name: function(value) for name, value in self._fields.items()}
         return mapped
@@ -153,12 +160,12 @@ def _unknown_field(name: str, fields: dict[str, Any]) -> str:
     return f"Instances have no field {name!r}; the fields are: {_names(fields)}"
 
 
-def _select(value: Any, item: slice | Tensor | Any) -> Any:
-    if isinstance(value, (list, tuple)) and not isinstance(item, slice):
-        return type(value)(value[i] for i in torch.as_tensor(item).tolist())
-    if isinstance(value, np.ndarray) and isinstance(item, Tensor):
-        return value[item.cpu().numpy()]
-    return value[item]
+def _select(value: Any, index: slice | Tensor) -> Any:
+    if isinstance(index, Tensor) and isinstance(value, (list, tuple)):
+        return type(value)(value[i] for i in index.tolist())
+    if isinstance(index, Tensor) and isinstance(value, np.ndarray):
+        return value[index.cpu().numpy()]
+    return value[index]
 
 
 def _concatenate(name: str, values: list[Any]) -> Any:
