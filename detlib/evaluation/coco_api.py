@@ -29,14 +29,19 @@ class COCOevalMaxDets(COCOeval):
 
 
 def load_ground_truth(json_file: str) -> COCO:
-    """Read a COCO file; ``area`` and ``iscrowd`` are filled in where annotations lack them."""
+    """Read a COCO file and fill in what files in the wild lack: ``area``, ``iscrowd``, ``num_keypoints``, ``info``."""
     with _prints_to_log():
         coco = COCO(json_file)
-    for annotation in coco.dataset.get("annotations", ()):
-        annotation.setdefault("iscrowd", 0)
-        if "area" not in annotation and "bbox" in annotation:
-            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
-    coco.dataset.setdefault("info", {})  # Some versions of pycocotools read it.
+        coco.dataset.setdefault("info", {})  # Some versions of pycocotools read it.
+        for annotation in coco.dataset.get("annotations", ()):
+            annotation.setdefault("iscrowd", 0)
+            if "area" not in annotation and "bbox" in annotation:
+                annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+            if "keypoints" in annotation:
+                annotation.setdefault("num_keypoints", sum(v > 0 for v in annotation["keypoints"][2::3]))
+        if 0 in coco.anns:  # An object matched by a detection is noted by its id, where 0 stands for no match.
+            coco.anns[0]["id"] = max(coco.anns) + 1
+            coco.createIndex()
     return coco
 
 
@@ -70,7 +75,7 @@ def evaluate_on_coco(
         if iou_type == "keypoints":
             _set_sigmas(evaluation, predictions, kpt_oks_sigmas)
         else:
-            evaluation.params.maxDets = [1, 10, max_dets]
+            evaluation.params.maxDets = [1, min(10, max_dets), max_dets]
         if img_ids is not None:
             evaluation.params.imgIds = list(img_ids)
         evaluation.evaluate()

@@ -26,13 +26,12 @@ def print_csv_format(results: Mapping[str, Any]) -> None:
             logger.info("copypaste: %s=%s", task, metrics)
             continue
         overall = {name: value for name, value in metrics.items() if "-" not in name}
-        table = tabulate(
-            [[_text(v) for v in overall.values()]], headers=list(overall), tablefmt="pipe", numalign="left"
-        )
-        logger.info("Results for %s:\n%s", task, table)
+        values = [_text(value) for value in overall.values()]
+        table = tabulate([[task, *values]], headers=["task", *overall], tablefmt="pipe", disable_numparse=True)
+        logger.info("Results:\n%s", table)
         logger.info("copypaste: Task: %s", task)
         logger.info("copypaste: %s", ",".join(overall))
-        logger.info("copypaste: %s", ",".join(_text(v) for v in overall.values()))
+        logger.info("copypaste: %s", ",".join(values))
 
 
 def verify_results(cfg: CfgNode, results: Mapping[str, Any]) -> bool:
