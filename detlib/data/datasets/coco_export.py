@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import tempfile
 from typing import Any
 
 from iopath.common.file_io import file_lock
@@ -33,9 +32,9 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
             logger.warning(f"Using {output_file} as it is; delete it if the dataset {dataset_name!r} has changed")
             return
         content = convert_to_coco_dict(dataset_name)
-        descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(output_file), suffix=".tmp")
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file)
+        temporary = f"{output_file}.tmp"
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(content, file, default=_plain)
         os.replace(temporary, output_file)
     logger.info(f"Wrote {len(content['annotations'])} annotations of dataset {dataset_name!r} to {output_file}")
 
@@ -71,6 +70,13 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
         "annotations": annotations,
         "categories": [{"id": dataset_ids[i], "name": name} for i, name in enumerate(metadata.thing_classes)],
     }
+
+
+def _plain(value: Any) -> Any:
+    """Turn a number of numpy, which json does not know, into one of Python."""
+    if not hasattr(value, "item"):
+        raise DatasetError(f"cannot write {value!r} to JSON; samples to be converted hold numbers, strings and lists")
+    return value.item()
 
 
 def _annotation(instance: dict[str, Any], dataset_ids: dict[int, int]) -> dict[str, Any]:

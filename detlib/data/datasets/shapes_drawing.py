@@ -121,8 +121,7 @@ def draw_scene(rng: Generator) -> Scene:
     for placed in crowd + placed_things:
         _paint(rng, image, placed)
     things = _crowd_thing(crowd, visible_masks)
-    covered = np.logical_or.accumulate([np.zeros((height, width), bool), *visible_masks[::-1]])[-2::-1]
-    for placed, mask, in_front in zip(placed_things, visible_masks, covered, strict=False):
+    for placed, mask, in_front in zip(placed_things, visible_masks, _in_front(visible_masks), strict=True):
         things.append(Thing(placed.class_index, mask, _keypoints(placed.handles, in_front)))
     noisy = image + rng.normal(0.0, NOISE, image.shape)
     return Scene(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), textures, things)
@@ -274,6 +273,11 @@ def _crowd_thing(crowd: list[_Placed], masks_in_front: list[np.ndarray]) -> list
     for mask in masks_in_front:
         region = region & ~mask
     return [Thing(crowd[0].class_index, region, np.zeros((4, 3)), is_crowd=True)] if region.any() else []
+
+
+def _in_front(masks: list[np.ndarray]) -> list[np.ndarray]:
+    """Return, of each mask, the union of those after it."""
+    return [np.any([np.zeros_like(mask), *masks[index + 1 :]], axis=0) for index, mask in enumerate(masks)]
 
 
 def _keypoints(handles: np.ndarray, in_front: np.ndarray) -> np.ndarray:

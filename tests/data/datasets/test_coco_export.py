@@ -22,7 +22,13 @@ def export(tmp_path):
     """Registers the instances as one image and returns the written file's content."""
 
     def write(*instances, **metadata):
-        sample = {"file_name": "a.jpg", "height": 10, "width": 12, "image_id": 5, "annotations": list(instances)}
+        sample = {
+            "file_name": "a.jpg",
+            "height": 10,
+            "width": 12,
+            "image_id": np.int64(5),
+            "annotations": list(instances),
+        }
         DatasetCatalog.register(NAME, lambda: [sample])
         MetadataCatalog.get(NAME).set(**(metadata or {"thing_classes": ["disc", "ring"]}))
         convert_to_coco_json(NAME, str(tmp_path / "folder" / "out.json"))
@@ -64,6 +70,11 @@ def test_keypoints_go_back_to_pixel_indices(export):
     annotation = export(instance(keypoints=[1.5, 2.5, 2, 0.5, 0.5, 0]))["annotations"][0]
     assert annotation["keypoints"] == [1, 2, 2, 0, 0, 0]
     assert annotation["num_keypoints"] == 1
+
+
+def test_numbers_of_numpy_are_written_as_numbers(export):
+    annotation = export(instance(bbox=np.array([1.0, 2.0, 4.0, 8.0]), category_id=np.int64(1)))["annotations"][0]
+    assert annotation["bbox"] == [1, 2, 3, 6] and annotation["category_id"] == 1
 
 
 def test_image_without_objects_is_listed(export):
