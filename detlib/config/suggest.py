@@ -1,5 +1,6 @@
 """What a config key that does not exist may have been meant for."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import SequenceMatcher
 from typing import Any
@@ -39,11 +40,14 @@ def did_you_mean(key: str, known: Iterable[str]) -> str:
 def misplaced(section: str, name: str, known: Iterable[str]) -> str | None:
     """The existing key for which a new option of an existing section is probably meant.
 
-    Sections beside each other below another one, such as the ROI heads, often have options of the same name.
+    Sections beside each other below another one, such as the ROI heads, often have options of the same name, and names
+    that differ in a number only, such as RES4_DILATION, belong to a series.
     """
     around = section.rpartition(".")[0]
     for candidate in closest_keys(f"{section}.{name}" if section else name, known):
         home = candidate.rpartition(".")[0]
+        if home == section and re.sub(r"\d", "", name) == re.sub(r"\d", "", _last(candidate)):
+            continue
         likeness = _similarity(name, _last(candidate))
         beside = around and home.rpartition(".")[0] == around
         if likeness >= (0.85 if home == section else 0.9) and (home == section or not beside):

@@ -1,0 +1,3 @@
+"""What everything else uses: registries, events, logging, processes, files, errors. Imports nothing of detlib."""
+
+__all__: list[str] = []
