@@ -59,7 +59,7 @@ def launch(
     process_args = (main_func, world_size, num_gpus_per_machine, machine_rank, url, args, timeout, errors)
     try:
         mp.start_processes(_worker, process_args, nprocs=max(num_gpus_per_machine, 1), start_method="spawn")
-    except mp.ProcessException as failure:
+    except (mp.ProcessRaisedException, mp.ProcessExitedException) as failure:
         if errors.empty():
             raise
         raise errors.get() from failure

@@ -1,5 +1,3 @@
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -153,11 +151,10 @@ def test_expected_results_are_verified(cfg):
         EvaluatingTrainer(cfg).train()
 
 
-def test_trainer_without_evaluator_trains_and_warns(cfg, caplog):
+def test_trainer_without_evaluator_trains_and_warns(cfg, log):
     cfg.DATASETS.TEST = ("ab",)
-    logging.getLogger("detlib").propagate = True
     assert ToyTrainer(cfg).train() == {}
-    assert "ToyTrainer must define build_evaluator" in caplog.text
+    assert "ToyTrainer must define build_evaluator" in log.text
 
 
 def test_number_of_evaluators_must_be_that_of_datasets(cfg):
@@ -235,11 +232,10 @@ def test_predictor_takes_bgr_whatever_the_model_takes(tiny_cfg, image):
     assert seen[0].shape == (3, 64, 96)
 
 
-def test_predictor_warns_of_random_weights(tiny_cfg, caplog):
-    logging.getLogger("detlib").propagate = True
+def test_predictor_warns_of_random_weights(tiny_cfg, log):
     tiny_cfg.MODEL.WEIGHTS = ""
     DefaultPredictor(tiny_cfg)
-    assert "random weights" in caplog.text
+    assert "random weights" in log.text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,3 @@
-import logging
 import time
 
 import pytest
@@ -43,13 +42,10 @@ def test_callback_hook_calls_what_it_was_given():
     assert calls == ["start", 0, 1, "end"]
 
 
-def test_iteration_timer_stores_times_after_its_warmup_and_logs_a_summary(caplog):
-    trainer = toy_trainer(1)
-    with caplog.at_level(logging.INFO, logger="detlib"):
-        logging.getLogger("detlib").propagate = True
-        storage = train_with(trainer, hooks.IterationTimer(warmup_iter=2), end=5)
+def test_iteration_timer_stores_times_after_its_warmup_and_logs_a_summary(log):
+    storage = train_with(toy_trainer(1), hooks.IterationTimer(warmup_iter=2), end=5)
     assert [iteration for _, iteration in storage.history("time").values()] == [1, 2, 3, 4]
-    assert "Trained 4 iterations" in caplog.text
+    assert "Trained 4 iterations" in log.text
 
 
 def test_iteration_timer_does_not_count_hooks():

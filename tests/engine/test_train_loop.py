@@ -247,8 +247,7 @@ def test_amp_hooks_see_gradients_at_their_own_scale():
 
 
 def test_amp_state_holds_the_scale_of_float16_only():
-    trainer = toy_trainer(1, trainer_class=AMPTrainer)
-    trainer.grad_scaler.update(64.0)
+    trainer = toy_trainer(1, trainer_class=AMPTrainer, grad_scaler=torch.amp.GradScaler("cpu", init_scale=64.0))
     other = toy_trainer(1, trainer_class=AMPTrainer)
     other.load_state_dict(trainer.state_dict())
     assert other.grad_scaler.get_scale() == 64.0

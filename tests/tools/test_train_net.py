@@ -1,16 +1,22 @@
+import importlib.util
+import io
 import json
+import logging
 import os
-import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+from detlib.engine.setup import run_tool
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, request):
+def config(tmp_path_factory):
     """A tiny RetinaNet on a few images of shapes_val, as a file."""
     folder = tmp_path_factory.mktemp("config")
     path = folder / "tiny.yaml"
@@ -29,20 +35,46 @@ MODEL:
   FPN: {IN_FEATURES: [res3, res4, res5], OUT_CHANNELS: 16}
   ANCHOR_GENERATOR: {SIZES: [[16], [32], [64], [128], [256]]}
   RETINANET: {NUM_CLASSES: 6, NUM_CONVS: 1}
-DATASETS: {TRAIN: (shapes_val,), TEST: (shapes_val,)}
-INPUT: {MIN_SIZE_TRAIN: (64,), MIN_SIZE_TEST: 64}
+DATASETS:
+  TRAIN: ("shapes_val",)
+  TEST: ("shapes_val",)
+INPUT:
+  MIN_SIZE_TRAIN: (64,)
+  MIN_SIZE_TEST: 64
 DATALOADER: {NUM_WORKERS: 0}
-SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 4, STEPS: (3,), WARMUP_ITERS: 2, CHECKPOINT_PERIOD: 2}
+SOLVER:
+  IMS_PER_BATCH: 2
+  MAX_ITER: 4
+  STEPS: (3,)
+  WARMUP_ITERS: 2
+  CHECKPOINT_PERIOD: 2
 SEED: 1
 """
     )
     return path
 
 
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 def tool(name, *args):
-    command = [sys.executable, str(ROOT / "tools" / name), *map(str, args)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    """Runs a tool in this process, as a new one would spend seconds on imports."""
+    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), ROOT / "tools" / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(stdout), redirect_stderr(stderr), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(ROOT / "tools" / name), *map(str, args)])
+        for logger in ("detlib", "fvcore"):
+            patch.setattr(logging.getLogger(logger), "handlers", [])
+        try:
+            run_tool(module.run)
+        except SystemExit as stop:
+            code = stop.code
+    return Done(code, stdout.getvalue(), stderr.getvalue())
 
 
 @pytest.fixture(scope="module", params=["train_net.py", "plain_train_net.py"])
