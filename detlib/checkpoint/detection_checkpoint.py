@@ -145,6 +145,8 @@ class DetectionCheckpointer(Checkpointer):
         table = loading_report(
             loaded, incompatible.missing_keys, incompatible.incorrect_shapes, incompatible.unexpected_keys
         )
+        if mismatched:
+            table += "\nThose of another shape stay as initialised, as they have to when the number of classes changed."
         # A predictor in a notebook has no logging set up, where warnings alone are seen.
         log = self.logger.warning if not_loaded else self.logger.info
         log("Loaded %d of the model's %d weights:\n%s", len(loaded), len(loaded) + len(not_loaded), table)

@@ -1,6 +1,5 @@
 """What of a checkpoint went into a model, as a table of grouped names."""
 
-import re
 from collections.abc import Iterable
 from typing import TypeAlias
 
@@ -102,13 +101,20 @@ def _braces(node: _Node, show_leaves: bool) -> str:
 
 
 def _alternatives(names: tuple[str, ...]) -> str:
-    """``conv1``, ``conv2``, ``conv3`` become ``conv{1..3}``; names of another form are listed."""
-    if len(names) == 1:
-        return names[0]
-    numbered = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
-    if not all(numbered) or len({match[1] for match in numbered if match}) > 1:
-        return f"{{{','.join(names)}}}"
-    numbers = sorted(int(match[2]) for match in numbered if match)
-    consecutive = len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1
-    inside = f"{numbers[0]}..{numbers[-1]}" if consecutive else ",".join(map(str, numbers))
-    return f"{numbered[0][1]}{{{inside}}}"
+    """``conv1``, ``conv2``, ``conv3``, ``shortcut`` become ``{conv{1..3},shortcut}``."""
+    numbers_of: dict[str, list[str]] = {}
+    for name in names:
+        stem = name.rstrip("0123456789")
+        numbers_of.setdefault(stem, []).append(name[len(stem) :])
+    parts = [stem + _numbers(numbers) for stem, numbers in numbers_of.items()]
+    return parts[0] if len(parts) == 1 else f"{{{','.join(parts)}}}"
+
+
+def _numbers(numbers: list[str]) -> str:
+    """Digits after the same stem; one may be empty."""
+    if len(numbers) == 1:
+        return numbers[0]
+    first, last = numbers[0], numbers[-1]
+    if len(numbers) > 2 and numbers == [str(n) for n in range(int(first or -1), int(last or -1) + 1)]:
+        return f"{{{first}..{last}}}"
+    return f"{{{','.join(numbers)}}}"

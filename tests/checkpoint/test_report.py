@@ -11,6 +11,15 @@ def test_three_or_more_numbers_in_a_row_become_a_range():
     assert group_names([f"conv{i}.weight" for i in (1, 2, 4)]) == [("conv{1,2,4}.weight", 3)]
 
 
+def test_numbered_names_of_several_stems_are_grouped_by_stem():
+    names = [f"{name}.weight" for name in ("shortcut", "conv1", "conv2", "conv3")]
+    assert group_names(names) == [("{shortcut,conv{1..3}}.weight", 4)]
+
+
+def test_name_without_its_number_stays_in_the_list():
+    assert group_names(["conv.weight", "conv1.weight", "conv2.weight"]) == [("conv{,1,2}.weight", 3)]
+
+
 def test_parts_with_other_children_stay_apart():
     assert group_names(["a.weight", "a.bias", "b.weight"]) == [("{a.{weight,bias},b.weight}", 3)]
 

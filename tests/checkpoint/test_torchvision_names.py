@@ -1,7 +1,12 @@
 import pytest
+import torch
 import torchvision
 
+from detlib.checkpoint import DetectionCheckpointer
 from detlib.checkpoint.torchvision_names import from_torchvision_names, is_torchvision_resnet
+from detlib.config import get_cfg
+from detlib.layers import ShapeSpec
+from detlib.modeling import build_resnet_backbone
 
 
 @pytest.mark.parametrize(
@@ -30,3 +35,20 @@ def test_resnets_are_recognised_and_names_stay_distinct(name):
 def test_other_models_are_not_taken_for_resnets():
     assert not is_torchvision_resnet(torchvision.models.mobilenet_v2().state_dict())
     assert not is_torchvision_resnet([])
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_backbone_with_torchvision_weights_computes_what_torchvision_does(tmp_path, depth):
+    theirs = torchvision.models.get_model(f"resnet{depth}").eval()
+    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.DEPTH = depth
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64 if depth == 18 else 256
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    ours = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    DetectionCheckpointer(ours).load(str(tmp_path / "resnet.pth"))
+
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.Sequential(*list(theirs.children())[:-2])(images)
+    torch.testing.assert_close(ours(images)["res5"], expected)
