@@ -4,12 +4,16 @@ import colorsys
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["RGB", "class_color", "jitter", "lighten", "text_color_on", "to_rgb"]
+from detlib.utils.colormap import colormap
+
+__all__ = ["RGB", "brightness", "class_color", "jitter", "lighten", "text_color_on", "to_rgb"]
 
 RGB = tuple[float, float, float]
 
 # Multiples of the golden ratio, modulo one, are spread evenly however many are taken.
 GOLDEN_RATIO = 0.6180339887498949
+# Thin lines of darker colours, such as pure blue, do not show on dark images.
+DARKEST = 0.38
 
 
 def to_rgb(color: Any) -> RGB:
@@ -30,11 +34,10 @@ def class_color(class_id: int, colors: Sequence[Sequence[int]] | None = None, of
     if colors is not None and class_id < len(colors):
         red, green, blue = (value / 255 for value in colors[class_id])
         return red, green, blue
-    class_id += offset
-    hue = (0.58 + class_id * GOLDEN_RATIO) % 1
-    # After each seven classes the same hues come again in other strengths.
-    strength = (class_id // 7) % 3
-    return colorsys.hsv_to_rgb(hue, (0.85, 0.55, 1.0)[strength], (0.95, 1.0, 0.7)[strength])
+    palette = colormap(rgb=True, maximum=1)
+    color = to_rgb(palette[(class_id + offset) % len(palette)])
+    missing = max(DARKEST - brightness(color), 0.0)
+    return lighten(color, missing / (1 - brightness(color)))
 
 
 def jitter(color: RGB, index: int) -> RGB:
@@ -64,6 +67,10 @@ def lighten(color: Any, amount: float) -> RGB:
 
 def text_color_on(background: Any) -> str:
     """Black or white, whichever is easier to read on the background."""
-    red, green, blue = to_rgb(background)
-    # Perceived brightness (ITU-R BT.601).
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "white"
+    return "black" if brightness(background) > 0.55 else "white"
+
+
+def brightness(color: Any) -> float:
+    """How bright a colour looks, from 0 to 1 (ITU-R BT.601)."""
+    red, green, blue = to_rgb(color)
+    return 0.299 * red + 0.587 * green + 0.114 * blue

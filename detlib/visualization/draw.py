@@ -17,7 +17,9 @@ __all__ = ["Canvas", "rotated_box_corners"]
 SHAPE_LAYER = 2
 TEXT_LAYER = 10
 # Pixels per line of text, below which letters cannot be told apart.
-SMALLEST_LETTERS = 9.5
+SMALLEST_LETTERS = 8.5
+# With more labels than this on an image, letters become smaller.
+NUM_FULL_SIZE_LABELS = 12
 
 
 class Canvas:
@@ -74,7 +76,7 @@ class Canvas:
             alpha: opacity.
             edge_color: any of matplotlib's notations.
             line_style: matplotlib's.
-            label: written along the box's upper side when that is readable, else upright.
+            label: written next to the box.
         """
         corners = rotated_box_corners(rotated_box)
         for side, (start, end) in enumerate(zip(corners, np.roll(corners, -1, axis=0), strict=True)):
@@ -162,7 +164,7 @@ class Canvas:
             return self.output
         self._draw_filled(rings, color, edge_color, alpha)
         if text is not None:
-            self.draw_text(text, interior_point(mask), color=lighten(color, 0.7))
+            self._draw_mask_labels([text], [mask], [color])
         return self.output
 
     def draw_soft_mask(
@@ -184,9 +186,8 @@ class Canvas:
         layer[..., 3] = soft_mask * alpha
         extent = (0, self.output.width, self.output.height, 0)
         self.output.ax.imshow(layer, extent=extent, aspect="auto", zorder=SHAPE_LAYER)
-        position = interior_point(bitmask)
-        if text is not None and position is not None:
-            self.draw_text(text, position, color=lighten(color, 0.7))
+        if text is not None and bitmask.any():
+            self._draw_mask_labels([text], [bitmask], [color])
         return self.output
 
     def draw_text(
@@ -215,6 +216,12 @@ class Canvas:
         artist.set(position=position, horizontalalignment=horizontal_alignment, rotation=rotation)
         return self.output
 
+    def _draw_mask_labels(self, labels: Sequence[str], masks: Sequence[np.ndarray], colors: Sequence[Any]) -> None:
+        """Write labels in the thickest parts of masks (H, W), of which none is empty."""
+        points = np.array([interior_point(mask) for mask in masks])
+        sides = [float(np.sqrt(np.count_nonzero(mask))) for mask in masks]
+        self._draw_labels(labels, np.concatenate([points, points], axis=1), colors, sides)
+
     def _draw_labels(
         self,
         labels: Sequence[str],
@@ -235,7 +242,9 @@ class Canvas:
         artists, sizes = [], []
         renderer = self.output.canvas.get_renderer()
         for label, side, color in zip(labels, sides, colors, strict=True):
-            artist = self._add_text(label, self._label_font_size(side), text_color_on(color), color, alpha=0.85)
+            artist = self._add_text(
+                label, self._label_font_size(side, len(labels)), text_color_on(color), color, alpha=0.85
+            )
             extent = artist.get_window_extent(renderer)
             artists.append(artist)
             sizes.append((extent.width, extent.height))
@@ -247,11 +256,12 @@ class Canvas:
         for artist, position in zip(artists, corners + padding / self.output.scale, strict=True):
             artist.set_position(position)
 
-    def _label_font_size(self, object_side: float) -> float:
-        """Full size when the object is as large as six letters are high, else smaller but never unreadable."""
+    def _label_font_size(self, object_side: float, num_labels: int) -> float:
+        """Full size on large objects, six lines of text or more, that are few; else smaller but never unreadable."""
         full, smallest = self._default_font_size, self._to_points(SMALLEST_LETTERS)
         side = self._to_points(object_side * self.output.scale)
-        return min(full, max(side / 6, 0.6 * full, smallest))
+        crowded = min((NUM_FULL_SIZE_LABELS / num_labels) ** 0.4, 1.0)
+        return max(min(side / 6, full * crowded), 0.55 * full, min(smallest, full))
 
     def _add_text(self, text: str, font_size: float, color: Any, background: Any, alpha: float) -> Any:
         box = {"facecolor": background, "alpha": alpha, "pad": _padding(font_size), "edgecolor": "none"}

@@ -18,7 +18,7 @@ from detlib.visualization.dataset_dict import annotation_boxes, annotation_field
 from detlib.visualization.draw import Canvas
 from detlib.visualization.keypoints import limbs
 from detlib.visualization.labels import _create_text_labels
-from detlib.visualization.masks import interior_point, mask_rings, split_masks, to_bitmask
+from detlib.visualization.masks import mask_rings, split_masks, to_bitmask
 from detlib.visualization.panoptic import _PanopticPrediction
 from detlib.visualization.vis_image import VisImage
 
@@ -225,6 +225,8 @@ class Visualizer(Canvas):
         """
         keypoints = _to_array(keypoints).reshape(-1, 3)
         names = self.metadata.get("keypoint_names") or [str(i) for i in range(len(keypoints))]
+        if len(names) != len(keypoints):
+            raise ValueError(f"got {len(keypoints)} keypoints, but metadata.keypoint_names has {len(names)} names")
         seen = keypoints[:, 2] > self.keypoint_threshold
         points = {names[i]: keypoints[i, :2] for i in np.flatnonzero(seen)}
         for ends, color in limbs(points, self.metadata.get("keypoint_connection_rules") or []):
@@ -283,10 +285,7 @@ class Visualizer(Canvas):
                 self._draw_filled(rings, color, edge_color, alpha)
                 shown.append(i)
         if labels is not None and shown:
-            points = np.array([interior_point(masks[i]) for i in shown])
-            sides = [float(np.sqrt(masks[i].sum())) for i in shown]
-            boxes = np.concatenate([points, points], axis=1)
-            self._draw_labels([labels[i] for i in shown], boxes, [colors[i] for i in shown], sides)
+            self._draw_mask_labels([labels[i] for i in shown], [masks[i] for i in shown], [colors[i] for i in shown])
         return self.output
 
     def _rings(self, mask: Any, min_area: float = 0) -> list[np.ndarray] | None:
