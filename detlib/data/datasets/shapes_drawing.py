@@ -61,16 +61,17 @@ class _Template:
     outline: np.ndarray  # (V, 2)
     handles: tuple[tuple[float, float], ...]  # The keypoints, in the order of HANDLE_NAMES.
     hole: np.ndarray | None = None
+    is_turned: bool = True  # A round shape is not, for nobody could see where its handles went.
 
 
 _STAR = _star(5, 0.42)
 _TEMPLATES = {
-    "circle": _Template(_circle(1.0), ((0, -1), (1, 0), (0, 1), (-1, 0))),
+    "circle": _Template(_circle(1.0), ((0, -1), (1, 0), (0, 1), (-1, 0)), is_turned=False),
     "square": _Template(np.array([(-1.0, -1), (1, -1), (1, 1), (-1, 1)]), ((0, -1), (1, 0), (0, 1), (-1, 0))),
     "triangle": _Template(np.array([(0.0, -1), (1, 1), (-1, 1)]), ((0, -1), (1, 1), (0, 1), (-1, 1))),
     "star": _Template(_STAR, tuple(map(tuple, _STAR[[0, 2, 5, 8]]))),
     "cross": _Template(_cross(0.33), ((0, -1), (1, 0), (0, 1), (-1, 0))),
-    "ring": _Template(_circle(1.0), ((0, -1), (1, 0), (0, 1), (-1, 0)), hole=_circle(0.58)),
+    "ring": _Template(_circle(1.0), ((0, -1), (1, 0), (0, 1), (-1, 0)), hole=_circle(0.58), is_turned=False),
 }
 CLASSES = tuple(_TEMPLATES)
 
@@ -121,8 +122,8 @@ def draw_scene(rng: Generator) -> Scene:
     for placed in crowd + placed_things:
         _paint(rng, image, placed)
     things = _crowd_thing(crowd, visible_masks)
-    for placed, mask, in_front in zip(placed_things, visible_masks, _in_front(visible_masks), strict=True):
-        things.append(Thing(placed.class_index, mask, _keypoints(placed.handles, in_front)))
+    for placed, mask in zip(placed_things, visible_masks, strict=True):
+        things.append(Thing(placed.class_index, mask, _keypoints(placed.handles, mask)))
     noisy = image + rng.normal(0.0, NOISE, image.shape)
     return Scene(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), textures, things)
 
@@ -205,6 +206,7 @@ def _transform(
     class_index: int, center: np.ndarray, half_size: np.ndarray, turn: float, height: int, width: int
 ) -> _Placed:
     template = _TEMPLATES[CLASSES[class_index]]
+    turn *= template.is_turned
     rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
 
     def to_image(points: np.ndarray) -> np.ndarray:
@@ -268,22 +270,22 @@ def _crowd_thing(crowd: list[_Placed], masks_in_front: list[np.ndarray]) -> list
     """Return the crowd as one region with a rim of two pixels, as people outline crowds, or nothing."""
     if not crowd:
         return []
-    union = np.any([placed.mask for placed in crowd], axis=0)
-    region = np.asarray(Image.fromarray(union.astype(np.uint8)).filter(ImageFilter.MaxFilter(5))) > 0
+    region = _dilate(np.any([placed.mask for placed in crowd], axis=0))
     for mask in masks_in_front:
         region = region & ~mask
     return [Thing(crowd[0].class_index, region, np.zeros((4, 3)), is_crowd=True)] if region.any() else []
 
 
-def _in_front(masks: list[np.ndarray]) -> list[np.ndarray]:
-    """Return, of each mask, the union of those after it."""
-    return [np.any([np.zeros_like(mask), *masks[index + 1 :]], axis=0) for index, mask in enumerate(masks)]
+def _dilate(mask: np.ndarray) -> np.ndarray:
+    """Add a rim of two pixels."""
+    return np.asarray(Image.fromarray(mask.astype(np.uint8)).filter(ImageFilter.MaxFilter(5))) > 0
 
 
-def _keypoints(handles: np.ndarray, in_front: np.ndarray) -> np.ndarray:
-    height, width = in_front.shape
+def _keypoints(handles: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Mark as visible the handles next to which something of the shape shows."""
+    height, width = mask.shape
     columns, rows = np.floor(handles).astype(int).T
     is_inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    is_covered = in_front[rows.clip(0, height - 1), columns.clip(0, width - 1)]
-    visibility = np.where(is_inside, np.where(is_covered, 1, 2), 0)
+    is_shown = _dilate(mask)[rows.clip(0, height - 1), columns.clip(0, width - 1)]
+    visibility = np.where(is_inside, np.where(is_shown, 2, 1), 0)
     return np.concatenate([np.where(is_inside[:, None], handles, 0.0), visibility[:, None]], axis=1)
