@@ -105,7 +105,10 @@ def _move(tree: _Tree, old: str, new: str) -> None:
         if part not in target:
             target[part] = type(tree)()
         target = target[part]
-    old_name = old.rpartition(".")[2]
+    section, _, old_name = old.rpartition(".")
     target[name] = home.pop(old_name)
     if old_name in places(home):
         places(target)[name] = places(home).pop(old_name)
+    if not home:
+        # The other version may have no such section.
+        del _find(tree, section)[section.rpartition(".")[2]]

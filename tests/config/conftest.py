@@ -1,5 +1,6 @@
 """What tests of configs share."""
 
+import logging
 import textwrap
 
 import pytest
@@ -14,3 +15,9 @@ def write(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def propagate_logs(monkeypatch):
+    """Lets caplog see messages although another test has called setup_logger."""
+    monkeypatch.setattr(logging.getLogger("detlib"), "propagate", True)

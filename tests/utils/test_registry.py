@@ -1,0 +1,55 @@
+import collections
+import json
+
+import pytest
+
+from detlib.utils.errors import DetlibError, UnknownNameError
+from detlib.utils.registry import Registry, _convert_target_to_string, locate
+
+
+def make_registry():
+    registry = Registry("META_ARCH")
+
+    @registry.register()
+    class RetinaNet:
+        pass
+
+    registry.register(dict)
+    return registry, RetinaNet
+
+
+def test_registered_objects_are_found_by_name():
+    registry, retinanet = make_registry()
+    assert registry.get("RetinaNet") is retinanet
+    assert registry.get("dict") is dict
+    assert "FCOS" not in registry
+
+
+def test_failed_lookup_names_the_closest_and_all_known():
+    registry, _ = make_registry()
+    with pytest.raises(UnknownNameError) as caught:
+        registry.get("Retinanet")
+    assert str(caught.value).startswith(
+        "META_ARCH has no 'Retinanet'; did you mean 'RetinaNet'? Known: RetinaNet, dict."
+    )
+
+
+def test_failed_lookup_is_a_key_error_and_an_error_of_detlib():
+    with pytest.raises(KeyError):
+        Registry("X").get("a")
+    with pytest.raises(DetlibError, match="Known: nothing yet"):
+        Registry("X").get("a")
+
+
+def test_locate_finds_modules_and_what_is_in_them():
+    assert locate("json") is json
+    assert locate("collections.OrderedDict.fromkeys") == collections.OrderedDict.fromkeys
+
+
+def test_locate_says_what_it_cannot_find():
+    with pytest.raises(ImportError, match=r"'json\.nothing'"):
+        locate("json.nothing")
+
+
+def test_target_string_is_the_shortest_path():
+    assert _convert_target_to_string(json.JSONDecoder) == "json.JSONDecoder"  # It is defined in json.decoder.
