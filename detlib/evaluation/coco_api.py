@@ -67,6 +67,7 @@ def evaluate_on_coco(
         The evaluation, with ``eval`` and ``stats`` filled in.
     """
     _check_image_ids(coco_gt, predictions)
+    _check_fields(coco_gt, predictions, iou_type)
     # Given a box, pycocotools would take the area of a mask from it. And it writes into what it is given.
     dropped = {"bbox"} if iou_type == "segm" else set()
     predictions = [{k: v for k, v in prediction.items() if k not in dropped} for prediction in predictions]
@@ -120,6 +121,23 @@ def _check_image_ids(coco_gt: COCO, predictions: list[dict[str, Any]]) -> None:
             f"{len(unknown)} images with predictions are not in the ground truth, the first with image_id "
             f"{unknown[0]!r}; it has {len(coco_gt.imgs)} images such as {known}. "
             "Was the model run on another dataset than the evaluator was made for?"
+        )
+
+
+def _check_fields(coco_gt: COCO, predictions: list[dict[str, Any]], iou_type: str) -> None:
+    field = {"segm": "segmentation", "keypoints": "keypoints"}.get(iou_type)
+    if field is None:
+        return
+    if field not in predictions[0]:
+        raise ConfigError(
+            f"Task {iou_type!r} was asked for, but the model predicts no {field}; leave it out or switch it on in "
+            "the model (MODEL.MASK_ON, MODEL.KEYPOINT_ON)"
+        )
+    lacking = [annotation["id"] for annotation in coco_gt.anns.values() if field not in annotation]
+    if lacking:
+        raise DatasetError(
+            f"{len(lacking)} of {len(coco_gt.anns)} annotations have no {field!r}, the first with id {lacking[0]}, so "
+            f"{iou_type!r} cannot be evaluated; add them, or evaluate with tasks=['bbox']"
         )
 
 

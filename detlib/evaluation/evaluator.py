@@ -100,6 +100,7 @@ def inference_on_dataset(
         stack.enter_context(torch.no_grad())
         progress = stack.enter_context(InferenceProgress(_length(data_loader), NUM_WARMUP_BATCHES))
         wait_for_device = _device_barrier(model)
+        logger.info("Start inference on %s batches", "?" if progress.num_batches is None else progress.num_batches)
         notify("on_start")
         for inputs in progress.timed_batches(data_loader):
             start = time.perf_counter()

@@ -199,6 +199,19 @@ def test_wrong_number_of_sigmas_names_the_config_key(coco_dataset):
         evaluate(COCOEvaluator(name), predicted)
 
 
+def test_task_that_the_model_does_not_predict_is_an_error(coco_dataset):
+    name = coco_dataset([1], [annotation(1, 3, [0, 0, 50, 50])])
+    with pytest.raises(ConfigError, match="'segm' was asked for, but the model predicts no segmentation"):
+        evaluate(COCOEvaluator(name, tasks=["segm"]), {1: detections((0, 0, 50, 50, 0.9, 0))})
+
+
+def test_masks_without_masks_in_the_dataset_are_an_error(coco_dataset):
+    name = coco_dataset([1], [annotation(1, 3, [0, 0, 50, 50])])
+    masks = torch.ones(1, *SIZE, dtype=torch.bool)
+    with pytest.raises(DatasetError, match="1 of 1 annotations have no 'segmentation'"):
+        evaluate(COCOEvaluator(name), {1: detections((0, 0, 50, 50, 0.9, 0), pred_masks=masks)})
+
+
 def test_files_are_written_to_the_output_folder_only(coco_dataset, tmp_path):
     name = coco_dataset([1], [annotation(1, 7, [0, 0, 50, 50])])
     folder = tmp_path / "inference"
