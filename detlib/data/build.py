@@ -157,7 +157,9 @@ def build_batch_data_loader(
         if sampler is not None:
             raise ValueError("an IterableDataset has its own order; give sampler=None with it")
     else:
-        dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=batch_size)
+        # What a worker loads at a time goes to it in one piece: then the order does not depend on their number.
+        chunk_size = 1 if aspect_ratio_grouping else batch_size
+        dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=chunk_size)
     if seed is not None:
         kwargs["generator"] = torch.Generator().manual_seed(seed)
     if num_workers > 0:

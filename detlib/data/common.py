@@ -169,8 +169,8 @@ class ToIterableDataset(IterableDataset):
         Args:
             shard_sampler: split the indices over the worker processes. If False, each worker iterates over all, so
                 the sampler must split by itself.
-            shard_chunk_size: how many consecutive indices go to a worker. With the batch size, the batches are the
-                same for any number of workers.
+            shard_chunk_size: how many consecutive indices go to a worker. If it is as many as the worker joins to a
+                batch, the batches are the same for any number of workers.
         """
         if isinstance(dataset, IterableDataset):
             raise TypeError("ToIterableDataset needs a dataset with indices, got an IterableDataset; use it as it is")

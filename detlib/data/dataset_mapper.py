@@ -95,7 +95,8 @@ class DatasetMapper:
         image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
         utils.check_image_size(dataset_dict, image)
 
-        aug_input = T.AugInput(image, boxes=_boxes_xyxy(dataset_dict), sem_seg=_read_sem_seg(dataset_dict))
+        boxes_xyxy = _boxes_xyxy(dataset_dict) if self.is_train else None
+        aug_input = T.AugInput(image, boxes=boxes_xyxy, sem_seg=_read_sem_seg(dataset_dict))
         transforms = self.augmentations(aug_input)
 
         image_shape = aug_input.image.shape[:2]  # height, width
@@ -149,5 +150,9 @@ def _boxes_xyxy(dataset_dict: dict[str, Any]) -> np.ndarray | None:
     """Return (N, 4) boxes for augmentations that look at them; None if a sample has no annotations."""
     if "annotations" not in dataset_dict:
         return None
-    boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in dataset_dict["annotations"]]
+    boxes = [
+        BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        for annotation in dataset_dict["annotations"]
+        if "bbox" in annotation and "bbox_mode" in annotation  # Without, an error follows that says so.
+    ]
     return np.array(boxes, dtype=float).reshape(-1, 4)

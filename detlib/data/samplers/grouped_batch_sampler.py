@@ -36,4 +36,4 @@ class GroupedBatchSampler(BatchSampler):
                 yield batch
 
     def __len__(self) -> int:
-        raise NotImplementedError("the number of batches of a GroupedBatchSampler is only known after sampling")
+        raise TypeError("the number of batches of a GroupedBatchSampler is only known after sampling")
