@@ -134,7 +134,9 @@ def main(args: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def run() -> None:
-    args = default_argument_parser().parse_args()
+    parser = default_argument_parser()
+    parser.description = "Train or evaluate a config with the whole loop in sight, in this one file."
+    args = parser.parse_args()
     if args.print_config:
         print(format_with_origins(load_config(args)))
         return

@@ -92,7 +92,9 @@ def report_files(cfg: CfgNode) -> None:
 
 
 def run() -> None:
-    args = default_argument_parser().parse_args()
+    parser = default_argument_parser()
+    parser.description = "Train or evaluate any config."
+    args = parser.parse_args()
     if args.print_config:
         print(format_with_origins(load_config(args)))
         return

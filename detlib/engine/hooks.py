@@ -5,6 +5,7 @@ import datetime
 import logging
 import math
 import operator
+import shutil
 import sys
 import time
 from collections import Counter
@@ -337,7 +338,10 @@ class ProgressBar(HookBase):
 
         loggers = [logging.root, logging.getLogger("detlib"), logging.getLogger("fvcore")]
         self._redirection.enter_context(logging_redirect_tqdm([logger for logger in loggers if logger.handlers]))
-        self._bar = tqdm(initial=self.trainer.start_iter, total=self.trainer.max_iter, unit="it", dynamic_ncols=True)
+        columns, rows = shutil.get_terminal_size()  # tqdm shows nothing where a terminal says that its size is 0.
+        self._bar = tqdm(
+            initial=self.trainer.start_iter, total=self.trainer.max_iter, unit="it", ncols=columns - 1, nrows=rows
+        )
 
     def after_step(self) -> None:
         if self._bar is None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
 
 from detlib.data import detection_utils
@@ -38,6 +37,8 @@ class PreciseBN(HookBase):
             model: layers in evaluation mode, and frozen ones, stay as they are.
             data_loader: endless; of the same batches that training uses.
         """
+        from fvcore.nn.precise_bn import get_bn_modules
+
         self._period = period
         self._model = model
         self._data_loader = data_loader
@@ -56,6 +57,8 @@ class PreciseBN(HookBase):
         """Runs the model over the next batches."""
         if self._disabled:
             return
+        from fvcore.nn.precise_bn import update_bn_stats
+
         if self._batches is None:
             self._batches = iter(self._data_loader)
         logger.info("Collecting batch norm statistics over %d batches.", self._num_iter)

@@ -40,19 +40,20 @@ logger = logging.getLogger(__name__)
 EXAMPLES = """
 Examples:
   train on one GPU, or on the CPU if there is none:
-      {prog} --config-file config.yaml
+      python {prog} --config-file config.yaml
   with options of the config changed, in either way of writing:
-      {prog} --config-file config.yaml SOLVER.BASE_LR 0.001 MODEL.DEVICE=cpu
+      python {prog} --config-file config.yaml SOLVER.BASE_LR 0.001 MODEL.DEVICE=cpu
   on the 8 GPUs of this machine:
-      {prog} --config-file config.yaml --num-gpus 8
+      python {prog} --config-file config.yaml --num-gpus 8
       torchrun --nproc-per-node 8 {prog} --config-file config.yaml
   on two machines with 8 GPUs each:
-      (machine 0) {prog} --config-file config.yaml --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://ADDRESS:PORT
+      (machine 0) python {prog} --config-file config.yaml --num-gpus 8 --num-machines 2 --machine-rank 0 \
+                  --dist-url tcp://ADDRESS_OF_MACHINE_0:PORT
       (machine 1) the same with --machine-rank 1
   go on after an interruption:
-      {prog} --config-file config.yaml --resume
+      python {prog} --config-file config.yaml --resume
   evaluate a checkpoint:
-      {prog} --config-file config.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+      python {prog} --config-file config.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
 """
 
 
@@ -63,6 +64,7 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         epilog: end of the help text; None for examples.
     """
     parser = argparse.ArgumentParser(
+        usage="%(prog)s --config-file FILE [options] [KEY VALUE | KEY=VALUE ...]",
         epilog=EXAMPLES.format(prog=sys.argv[0]) if epilog is None else epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -86,7 +88,7 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         "opts",
         nargs=argparse.REMAINDER,
         metavar="KEY VALUE | KEY=VALUE",
-        help="changes of the config, after all options",
+        help="changes of the config; they come after all options",
     )
     return parser
 
