@@ -256,7 +256,7 @@ def run_train(package, case, arrays, model):
     for name in case["train"]["grad_norms"]:
         g = params[name].grad
         norms[name] = None if g is None else float(g.double().norm())
-    return {k: float(v) for k, v in losses.items()}, norms
+    return {k: v.item() for k, v in losses.items()}, norms
 
 
 def run(package, case, arrays):
