@@ -99,9 +99,9 @@ def get_detection_dataset_dicts(
 
 def _check_classes(samples: list[dict[str, Any]], names: list[str]) -> None:
     check_metadata_consistency("thing_classes", names)
-    class_names = MetadataCatalog.get(names[0]).get("thing_classes")
-    if class_names is not None:
-        print_instances_class_histogram(samples, class_names)
+    classes_of_dataset = [MetadataCatalog.get(name).get("thing_classes") for name in names]
+    if all(classes is not None for classes in classes_of_dataset):
+        print_instances_class_histogram(samples, classes_of_dataset[0])
 
 
 def _raise_nothing_left(names: list[str], num_images: int, min_keypoints: int) -> None:

@@ -264,18 +264,14 @@ def filter_empty_instances(
 
 
 def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:
-    """Raise a DatasetError unless datasets that are used together agree on a metadata key.
-
-    A key that none of them has is no error.
-    """
-    missing = object()
-    values = [MetadataCatalog.get(name).get(key, missing) for name in dataset_names]
-    for name, value in zip(dataset_names[1:], values[1:], strict=True):
-        if value is not values[0] and value != values[0]:
-            first, other = ("missing" if v is missing else repr(v) for v in (values[0], value))
+    """Raise a DatasetError unless datasets that are used together agree on a metadata key, where they have it."""
+    stated = [(name, MetadataCatalog.get(name).get(key)) for name in dataset_names]
+    stated = [(name, value) for name, value in stated if value is not None]
+    for name, value in stated[1:]:
+        if value != stated[0][1]:
             raise DatasetError(
-                f"datasets {dataset_names[0]!r} and {name!r} cannot be used together: their {key} differ, "
-                f"{first} and {other}; register both with the same {key}, in the same order"
+                f"datasets {stated[0][0]!r} and {name!r} cannot be used together: their {key} differ, {stated[0][1]!r} "
+                f"and {value!r}; register both with the same {key}, in the same order"
             )
 
 
