@@ -151,10 +151,14 @@ class EventStorage:
         self._images.append((self._prefix + img_name, img_tensor, self._iter))
 
     def put_histogram(self, hist_name: str, hist_tensor: Tensor, bins: int = 1000) -> None:
-        """Record how the values of a tensor of any shape are distributed."""
+        """Record how the values of a tensor of any shape are distributed; those that are not finite are left out."""
         values = hist_tensor.detach().float().flatten().cpu()
-        counts = torch.histc(values, bins=bins)
+        values = values[values.isfinite()]
+        if not len(values):
+            return
         low, high = values.min().item(), values.max().item()
+        start, end = (low, high) if low < high else (low - 0.5, high + 0.5)
+        counts = torch.histc(values, bins=bins, min=start, max=end)
         self._histograms.append(
             {
                 "tag": self._prefix + hist_name,
@@ -163,7 +167,7 @@ class EventStorage:
                 "num": values.numel(),
                 "sum": values.sum().item(),
                 "sum_squares": values.square().sum().item(),
-                "bucket_limits": torch.linspace(low, high, bins + 1)[1:].tolist(),
+                "bucket_limits": torch.linspace(start, end, bins + 1)[1:].tolist(),
                 "bucket_counts": counts.tolist(),
                 "global_step": self._iter,
             }

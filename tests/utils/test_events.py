@@ -160,6 +160,21 @@ def test_tensorboard_files_hold_scalars_images_and_histograms(tmp_path):
     assert list(value.bucket) == [1.0, 2.0, 0.0, 1.0]
 
 
+def test_histogram_of_equal_empty_or_infinite_values(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    writer = TensorboardXWriter(str(tmp_path))
+    with EventStorage() as storage:
+        storage.put_histogram("equal", torch.full((3,), 2.0), bins=2)
+        storage.put_histogram("empty", torch.zeros(0))
+        storage.put_histogram("infinite", torch.tensor([0.0, float("inf"), float("nan"), 1.0]), bins=2)
+        writer.write()
+    writer.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert events.Tags()["histograms"] == ["equal", "infinite"]
+    assert list(events.Histograms("equal")[0].histogram_value.bucket_limit) == [2.0, 2.5]
+    assert events.Histograms("infinite")[0].histogram_value.num == 2.0
+
+
 def test_tensorboard_writer_makes_no_file_before_it_writes(tmp_path):
     TensorboardXWriter(str(tmp_path)).close()
     assert list(tmp_path.iterdir()) == []
