@@ -46,6 +46,7 @@ setup(
         "iopath>=0.1.9",
         "pycocotools>=2.0.6",
         "opencv-python>=4.6",
+        "shapely>=2.0",  # fvcore crops polygons with it.
         "tqdm>=4.60",
         "tabulate>=0.8",
         "termcolor>=1.1",
