@@ -14,18 +14,27 @@ from typing import Any
 import torch
 from torch import nn
 
-with warnings.catch_warnings():
-    # fvcore compiles its losses with torch.jit.script when it is imported; nothing here uses them.
-    warnings.simplefilter("ignore", FutureWarning)
+
+@contextmanager
+def _without_script_warnings() -> Iterator[None]:
+    """fvcore's losses at import and torchvision's NMS in tracing call torch.jit.script, which torch 2.14 deprecates."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+with _without_script_warnings():
     from fvcore.nn import ActivationCountAnalysis as _ActivationCountAnalysis
     from fvcore.nn import FlopCountAnalysis as _FlopCountAnalysis
-    from fvcore.nn import parameter_count, parameter_count_table
+    from fvcore.nn import flop_count_table, parameter_count, parameter_count_table
     from fvcore.nn.jit_handles import conv_flop_count, generic_activation_jit, get_shape
 
 __all__ = [
+    "ActivationCountAnalysis",
     "FlopCountAnalysis",
     "activation_count_operators",
     "flop_count_operators",
+    "flop_count_table",
     "parameter_count",
     "parameter_count_table",
 ]
@@ -57,7 +66,7 @@ class _ListOfDictsMixin:
         super().__init__(model, tuple(_tensors_in(self._arguments)))
 
     def _analyze(self) -> Any:
-        with _taking_tensors(self._model, self._arguments):
+        with _taking_tensors(self._model, self._arguments), _without_script_warnings():
             return super()._analyze()
 
     def _warn_unsupported_ops(self, ops: "Counter[str]") -> None:
@@ -82,7 +91,9 @@ class FlopCountAnalysis(_ListOfDictsMixin, _FlopCountAnalysis):
         self.set_op_handle(**_FLOP_HANDLES)
 
 
-class _ActivationCount(_ListOfDictsMixin, _ActivationCountAnalysis):
+class ActivationCountAnalysis(_ListOfDictsMixin, _ActivationCountAnalysis):
+    """Number of values that convolutions and matrix products give, with the methods of :class:`FlopCountAnalysis`."""
+
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         super().__init__(model, inputs)
         self.set_op_handle(**{"aten::_convolution_mode": generic_activation_jit("conv")})
@@ -106,7 +117,7 @@ def activation_count_operators(model: nn.Module, inputs: list[Any], **kwargs: An
         inputs: the ``list[dict]`` that it takes.
         **kwargs: ``supported_ops``, name of an operator -> handle as in fvcore.
     """
-    return _count(_ActivationCount, 1e6, model, inputs, **kwargs)
+    return _count(ActivationCountAnalysis, 1e6, model, inputs, **kwargs)
 
 
 def _count(

@@ -1,0 +1,68 @@
+import json
+
+import pytest
+from PIL import Image
+
+from detlib.data import DatasetCatalog
+
+
+def test_help_shows_examples(call_tool):
+    done = call_tool("visualize_data", "--help")
+    assert done.status == 0
+    assert "--source annotation --dataset shapes_val" in done.out
+
+
+def test_samples_of_the_loader_are_drawn_up_to_the_limit(call_tool, config_file, tmp_path):
+    done = call_tool("visualize_data", "--config-file", config_file, "--limit", 3, "MODEL.MASK_ON", "True")
+    assert done.status == 0, done.err
+    names = sorted(path.name for path in (tmp_path / "visualized").iterdir())
+    assert [name[:5] for name in names] == ["0001_", "0002_", "0003_"]
+    assert "3 images -> visualized" in done.out
+
+
+def test_pictures_have_the_size_that_the_model_is_fed(call_tool, config_file, tmp_path):
+    call_tool("visualize_data", "--config-file", config_file, "--limit", 1, "--scale", 1)
+    (picture,) = (tmp_path / "visualized").iterdir()
+    assert min(Image.open(picture).size) == 64  # INPUT.MIN_SIZE_TRAIN
+
+
+@pytest.mark.parametrize("dataset", ["shapes_val", "shapes_val_keypoints", "shapes_val_panoptic", "shapes_val_sem_seg"])
+def test_annotations_of_all_kinds_are_drawn_without_a_config(call_tool, tmp_path, dataset):
+    args = ("--source", "annotation", "--dataset", dataset, "--limit", 2, "--output-dir", "drawn", "--scale", 1)
+    assert call_tool("visualize_data", *args).status == 0
+    original = DatasetCatalog.get(dataset)[0]["file_name"]
+    picture = tmp_path / "drawn" / original.rsplit("/", 1)[1]
+    assert Image.open(picture).size == Image.open(original).size
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "no dataset is named"),
+        (["--dataset", "shapes_vall"], "did you mean 'shapes_val'"),
+        (["--source", "annotation", "--dataset", "empty"], "dataset 'empty' has no images"),
+        (["--config-file", "missing.yaml"], "missing.yaml"),
+        (["--dataset", "shapes_val", "--limit", "0"], "--limit is 0"),
+        (["--dataset", "shapes_val", "INPUT.FORMATT", "RGB"], "did you mean INPUT.FORMAT"),
+        (
+            ["DATASETS.TRAIN=['lost']", "DATASETS.REGISTER=[{NAME: lost, TYPE: coco, JSON: no.json, IMAGES: .}]"],
+            "no.json",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_one_line(call_tool, monkeypatch, args, message):
+    monkeypatch.setitem(DatasetCatalog.data, "empty", list)
+    done = call_tool("visualize_data", *args)
+    assert done.status == 2
+    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert message in line
+
+
+def test_image_that_is_not_there_is_named(call_tool, tmp_path):
+    images = [{"id": 1, "file_name": "gone.jpg", "height": 8, "width": 8}]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    register = "DATASETS.REGISTER=[{NAME: incomplete, TYPE: coco, JSON: data.json, IMAGES: .}]"
+    done = call_tool("visualize_data", "--source", "annotation", register, "DATASETS.TRAIN=['incomplete']")
+    assert done.status == 2
+    assert "gone.jpg does not exist" in done.err

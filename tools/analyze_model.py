@@ -1,0 +1,154 @@
+#!/usr/bin/env python
+"""Count what a model costs: parameters, floating point operations and activations, for each of its parts."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from detlib import model_zoo
+from detlib.config import CfgNode, get_cfg
+from detlib.data import build_detection_test_loader
+from detlib.data.datasets.register import register_datasets
+from detlib.engine.setup import run_tool
+from detlib.modeling import build_model
+from detlib.utils.analysis import (
+    ActivationCountAnalysis,
+    FlopCountAnalysis,
+    flop_count_table,
+    parameter_count,
+    parameter_count_table,
+)
+from detlib.utils.errors import ConfigError
+from detlib.utils.logger import setup_logger
+
+EXAMPLES = """
+Examples:
+  parameters and operations of a model of the zoo; nothing is downloaded, and no dataset is needed:
+      {prog} --zoo COCO-Detection/retinanet_R_50_FPN_3x.yaml
+  of your own config, down to single layers, for images of another size:
+      {prog} --config-file config.yaml --tasks flop --depth 5 --size 480 640
+  averages over 50 images of DATASETS.TEST rather than for one random image:
+      {prog} --config-file config.yaml --tasks flop activation --use-data --num-inputs 50
+  the modules, as torch prints them:
+      {prog} --config-file config.yaml --tasks structure
+
+A multiplication with its addition counts as one operation. Weights are random, as they do not change the counts.
+"""
+
+ASPECT_RATIO = 4 / 3
+UNITS = {"flop": (1e9, "billion operations"), "activation": (1e6, "million activations")}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES.format(prog=sys.argv[0]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--config-file", metavar="FILE", help="config of the model")
+    model.add_argument("--zoo", metavar="NAME", help="config that comes with detlib, by its name below configs/")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=("parameter", "flop", "activation", "structure"),
+        default=["parameter", "flop"],
+        help="what to print (default: parameter flop)",
+    )
+    parser.add_argument(
+        "--depth", type=int, default=3, metavar="N", help="levels of modules in the tables (default: 3)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the random image (default: INPUT.MIN_SIZE_TEST and 4/3 of it, at most INPUT.MAX_SIZE_TEST)",
+    )
+    parser.add_argument("--use-data", action="store_true", help="count on images of DATASETS.TEST")
+    parser.add_argument("--num-inputs", type=int, default=10, metavar="N", help="images of --use-data (default: 10)")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="changes of the config"
+    )
+    return parser.parse_args()
+
+
+def run() -> None:
+    args = parse_args()
+    if min(args.num_inputs, args.depth, *(args.size or [1])) < 1:
+        raise ConfigError("--num-inputs, --depth and --size must be 1 or more")
+    setup_logger()
+    cfg = load_config(args)
+    register_datasets(cfg)
+    model = build_model(cfg).eval()
+    for task in args.tasks:
+        if task == "structure":
+            print(f"\n{model}")
+        elif task == "parameter":
+            print_parameters(model, args.depth)
+        else:
+            print_counts(task, model, inputs_of(cfg, args), args.depth)
+
+
+def load_config(args: argparse.Namespace) -> CfgNode:
+    if args.zoo:
+        cfg = model_zoo.get_config(args.zoo)
+    else:
+        cfg = get_cfg()
+        cfg.merge_from_file(args.config_file)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    return cfg
+
+
+def inputs_of(cfg: CfgNode, args: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """Batches of one image."""
+    if args.use_data:
+        if not cfg.DATASETS.TEST:
+            raise ConfigError("--use-data needs a dataset; add --opts DATASETS.TEST='[name]'")
+        loader = build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])
+        return islice(iter(loader), args.num_inputs)
+    height, width = args.size or test_size(cfg)
+    print(f"\nInput: a random image, {height} pixels high and {width} wide.")
+    return iter([[{"image": torch.rand(3, height, width) * 255, "height": height, "width": width}]])
+
+
+def test_size(cfg: CfgNode) -> tuple[int, int]:
+    """Height and width to which evaluation would resize an image of the usual 4:3."""
+    short, longest = cfg.INPUT.MIN_SIZE_TEST or 800, cfg.INPUT.MAX_SIZE_TEST
+    short = min(short, round(longest / ASPECT_RATIO))
+    return short, round(short * ASPECT_RATIO)
+
+
+def print_parameters(model: nn.Module, depth: int) -> None:
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"\nParameters:\n{parameter_count_table(model, max_depth=depth)}")
+    print(f"{parameter_count(model)['']:,} parameters, {trainable:,} of them trained.")
+
+
+def print_counts(task: str, model: nn.Module, inputs: Iterator[list[dict[str, Any]]], depth: int) -> None:
+    analysis_class = FlopCountAnalysis if task == "flop" else ActivationCountAnalysis
+    totals, operators = [], Counter()
+    for batch in inputs:
+        analysis = analysis_class(model, batch).uncalled_modules_warnings(False)
+        totals.append(analysis.total())
+        operators.update(analysis.by_operator())
+    unit, name = UNITS[task]
+    print(f"\n{name.capitalize()}, by part, of the {'last ' if len(totals) > 1 else ''}image:")
+    print(flop_count_table(analysis, max_depth=depth, show_param_shapes=False).replace("#flops", f"#{task}s"))
+    shares = ", ".join(f"{operator} {count / sum(totals):.1%}" for operator, count in operators.most_common(8))
+    print(f"By operator: {shares}.")
+    spread = f" on average of {len(totals)} images (standard deviation {np.std(totals) / unit:.3f})"
+    print(f"{np.mean(totals) / unit:.3f} {name}{spread if len(totals) > 1 else ''}.")
+
+
+if __name__ == "__main__":
+    run_tool(run)
