@@ -28,8 +28,9 @@ logger = logging.getLogger("detlib.train_net")
 class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-        """The evaluator that fits the dataset; it writes its predictions to ``OUTPUT_DIR/inference``."""
-        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        """The evaluator that fits the dataset; it writes predictions to ``OUTPUT_DIR/inference``."""
+        subfolder = dataset_name if len(cfg.DATASETS.TEST) > 1 else ""
+        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", subfolder)
         evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
         if evaluator_type == "coco":
             return COCOEvaluator(dataset_name, output_dir=output_folder)
@@ -69,6 +70,8 @@ def evaluate(cfg: CfgNode, resume: bool) -> Mapping[str, Any]:
         raise ConfigError(
             "--eval-only needs weights: add MODEL.WEIGHTS=FILE, or --resume for the last checkpoint in OUTPUT_DIR"
         )
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("--eval-only needs a dataset: set DATASETS.TEST")
     model = Trainer.build_model(cfg)
     DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)

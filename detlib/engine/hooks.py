@@ -112,11 +112,12 @@ class IterationTimer(HookBase):
         in_steps = self._total_timer.seconds()
         in_hooks = time.perf_counter() - self._start_time - in_steps
         logger.info(
-            "Trained %d iterations in %s (%.4f s each), and spent %s on hooks.",
+            "Speed: %d iterations in %s (%.4f s each), and %s for hooks; the first %d iterations do not count.",
             num_iter,
             _duration(in_steps),
             in_steps / num_iter,
             _duration(in_hooks),
+            max(self._warmup_iter - 1, 0),
         )
 
     def before_step(self) -> None:

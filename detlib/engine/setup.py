@@ -185,6 +185,9 @@ def run_tool(main: Callable[[], Any]) -> None:
     except DetlibError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)  # what shells report for it
 
 
 def _save_config(cfg: CfgNode, command: str, keep: bool) -> None:

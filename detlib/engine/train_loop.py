@@ -86,7 +86,8 @@ class TrainerBase:
                     self.run_step()
                     self.after_step()
                 self.iter = max(start_iter, max_iter)
-            except DetlibError:
+            except DetlibError as error:
+                logger.error("The training stopped in iteration %d: %s", self.iter, error)
                 raise
             except Exception:
                 logger.exception("The training failed in iteration %d.", self.iter)

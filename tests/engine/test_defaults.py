@@ -111,6 +111,16 @@ def test_model_data_loader_and_optimizer_are_those_of_the_held_trainer(cfg):
     assert trainer._trainer.data_loader.values == (2,)
 
 
+def test_config_turns_hooks_on(cfg):
+    def names():
+        return {type(hook).__name__ for hook in ToyTrainer(cfg).build_hooks() if hook is not None}
+
+    optional = {"PreciseBN", "VisualizePredictions"}
+    assert not names() & optional
+    cfg.VIS_PERIOD, cfg.TEST.PRECISE_BN.ENABLED = 10, True
+    assert names() >= optional
+
+
 class CountImages(DatasetEvaluator):
     def reset(self):
         self.count = 0

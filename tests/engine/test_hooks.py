@@ -45,7 +45,7 @@ def test_callback_hook_calls_what_it_was_given():
 def test_iteration_timer_stores_times_after_its_warmup_and_logs_a_summary(log):
     storage = train_with(toy_trainer(1), hooks.IterationTimer(warmup_iter=2), end=5)
     assert [iteration for _, iteration in storage.history("time").values()] == [1, 2, 3, 4]
-    assert "Trained 4 iterations" in log.text
+    assert "Speed: 4 iterations" in log.text
 
 
 def test_iteration_timer_does_not_count_hooks():

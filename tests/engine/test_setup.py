@@ -120,6 +120,16 @@ def test_run_tool_shows_a_mistake_of_the_user_in_one_line(capsys):
     assert capsys.readouterr().err == "error: wrong key\n"
 
 
+def test_run_tool_ends_quietly_when_interrupted(capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        run_tool(interrupt)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_run_tool_lets_bugs_through():
     with pytest.raises(ZeroDivisionError):
         run_tool(lambda: 1 / 0)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
+from detlib.data import DatasetCatalog, MetadataCatalog
+from detlib.data.datasets import register_coco_instances
 from detlib.engine.setup import run_tool
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +118,15 @@ def test_resume_goes_on_after_the_last_checkpoint(trained, config):
     assert "Training from iteration 2 to 4" in done.stdout
 
 
+@pytest.fixture
+def empty_dataset(tmp_path):
+    (tmp_path / "empty.json").write_text('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cell"}]}')
+    register_coco_instances("empty_dataset", {}, str(tmp_path / "empty.json"), str(tmp_path))
+    yield
+    DatasetCatalog.remove("empty_dataset")
+    MetadataCatalog.remove("empty_dataset")
+
+
 @pytest.mark.parametrize("name", ["train_net.py", "plain_train_net.py"])
 @pytest.mark.parametrize(
     ("args", "message"),
@@ -123,17 +134,18 @@ def test_resume_goes_on_after_the_last_checkpoint(trained, config):
         ([], "--config-file"),
         (["--config-file", "none.yaml"], "none.yaml"),
         (["--config-file", "{config}", "SOLVER.BASE_LRR", "1"], "SOLVER.BASE_LR"),
-        (["--config-file", "{config}", "MODEL.RETINANET.NUM_CLASSES=5"], "NUM_CLASSES: 6"),
+        (["--config-file", "{config}", "SOLVER.MAX_ITER", "1", "--num-gpus", "1"], "--num-gpus"),
+        (["--config-file", "{config}", "OUTPUT_DIR={folder}", "MODEL.RETINANET.NUM_CLASSES=5"], "NUM_CLASSES: 6"),
+        (["--config-file", "{config}", "OUTPUT_DIR={folder}", "DATASETS.TRAIN.0=empty_dataset"], "'empty_dataset'"),
+        (["--config-file", "{config}", "OUTPUT_DIR={folder}", "MODEL.WEIGHTS=none.pth"], "none.pth"),
     ],
 )
-def test_mistakes_of_users_are_one_clear_line(name, args, message, config, tmp_path):
-    args = [arg.format(config=config) for arg in args]
-    done = tool(
-        name, *args, *([f"OUTPUT_DIR={tmp_path}"] if "--config-file" in args and "none.yaml" not in args else [])
-    )
+def test_mistakes_of_users_are_one_clear_line(name, args, message, config, empty_dataset, tmp_path):
+    values = {"config": config, "folder": tmp_path}
+    done = tool(name, *[arg.format(**values) for arg in args])
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert message in done.stderr.splitlines()[-1]
+    assert message.format(**values) in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
