@@ -39,7 +39,7 @@ class Canvas:
         self.output = VisImage(self.img, scale=scale)
         side = float(np.sqrt(np.prod(self.output.output_size)))
         self._default_font_size = self._to_points(max(side * 0.018, 11.0)) * font_size_scale
-        self._line_width = self._to_points(max(side / 350, 1.4))
+        self._line_width = self._to_points(1 + side / 420)
 
     def get_output(self) -> VisImage:
         """What is drawn so far."""
