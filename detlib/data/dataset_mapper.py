@@ -91,7 +91,7 @@ class DatasetMapper:
         Returns:
             Its other keys, and "image" (C, H, W) uint8; "instances", "sem_seg" and "proposals" where there are any.
         """
-        dataset_dict = copy.deepcopy(dataset_dict)
+        dataset_dict = copy.copy(dataset_dict)  # Values are replaced below, never changed.
         image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
         utils.check_image_size(dataset_dict, image)
 

@@ -183,7 +183,9 @@ def run_tool(main: Callable[[], Any]) -> None:
     try:
         main()
     except DetlibError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        # A worker of a data loader puts its whole traceback before the message.
+        message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]
+        print("error:", " ".join(message.split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -11,7 +11,7 @@ from detlib.config import get_cfg
 from detlib.data import DatasetCatalog, MetadataCatalog
 from detlib.engine import create_ddp_model, default_argument_parser, default_setup, default_writers
 from detlib.engine.setup import check_num_classes, run_tool
-from detlib.utils.errors import ConfigError
+from detlib.utils.errors import ConfigError, DatasetError
 
 
 @pytest.fixture
@@ -133,3 +133,15 @@ def test_run_tool_ends_quietly_when_interrupted(capsys):
 def test_run_tool_lets_bugs_through():
     with pytest.raises(ZeroDivisionError):
         run_tool(lambda: 1 / 0)
+
+
+def test_error_in_a_loader_worker_is_one_line_without_its_traceback(capsys):
+    def main():
+        raise DatasetError(
+            "Caught DatasetError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+            "  File x\ndetlib.utils.errors.DatasetError: a.jpg is damaged"
+        )
+
+    with pytest.raises(SystemExit):
+        run_tool(main)
+    assert capsys.readouterr().err == "error: a.jpg is damaged\n"

@@ -3,6 +3,7 @@
 Coordinates are of the plane in which pixel (0, 0) covers [0, 1) x [0, 1); y points down.
 """
 
+import colorsys
 import math
 from dataclasses import dataclass
 
@@ -16,20 +17,24 @@ SHORT_SIDE = (112, 144)  # Image sizes, both ends included.
 LONG_SIDE = (144, 176)
 PORTRAIT_PROBABILITY = 0.3
 EMPTY_PROBABILITY = 0.08
-MAX_THINGS = 6
-SMALLEST, LARGEST = 9.0, 110.0  # Longer side of a shape before it is turned.
-SIZE_EXPONENT = 0.7  # 1 spreads the logarithm of the size evenly, less favours large shapes.
-FILL_PROBABILITY = 0.04  # A shape as large as the image.
+NUM_THINGS = (2, 6)  # Before those that nearly vanish behind others are left out.
+SMALLEST, LARGEST = 9.0, 90.0  # Longer side of a shape before it is turned.
+SIZE_EXPONENT = 0.3  # 1 spreads the logarithm of the size evenly, less favours large shapes.
+FILL_PROBABILITY = 0.02  # A shape as large as the image.
 MAX_ASPECT = 1.4
 MAX_TURN = math.radians(25)
-MIN_VISIBLE = 0.5  # A shape of which less shows, behind others or beyond the border, is not drawn.
+MIN_VISIBLE = 0.75  # A shape of which less shows, behind others or beyond the border, is not drawn.
 MIN_VISIBLE_SIDE = 8  # The same for one of which no side of the visible box has as many pixels.
+# Most shapes have roughly the hue of their class, as things in the world do: it makes them learnable within minutes, and
+# a model that mixes up the color channels shows. The others have any color, so that the shape must be learnt too.
+TYPICAL_COLOR_PROBABILITY = 0.9
+HUE_SPREAD = 0.04  # Standard deviation, in turns; classes are 1/6 apart.
 MIN_CONTRAST = 70.0  # Distance of a shape's color from what is behind it, of 441 possible.
 CROWD_PROBABILITY = 0.06
 CROWD_SIZE = (5.0, 9.0)
 CROWD_COUNT = (12, 24)
-STROKE_PROBABILITY = 0.5  # Lines that belong to no class.
-TEXTURE_CONTRAST = (10.0, 35.0)
+STROKE_PROBABILITY = 0.2  # Lines that belong to no class.
+TEXTURE_CONTRAST = (8.0, 28.0)
 NOISE = 6.0
 SUPERSAMPLING = 4
 
@@ -115,7 +120,8 @@ def draw_scene(rng: Generator) -> Scene:
     image, textures = _draw_ground(rng, height, width)
     crowd = _place_crowd(rng, height, width) if rng.random() < CROWD_PROBABILITY else []
     is_empty = rng.random() < EMPTY_PROBABILITY
-    candidates = [] if is_empty else [_place(rng, height, width) for _ in range(rng.integers(1, MAX_THINGS + 1))]
+    num_things = 0 if is_empty else rng.integers(*NUM_THINGS, endpoint=True)
+    candidates = [_place(rng, height, width) for _ in range(num_things)]
     # Mostly large behind small, or little would remain to be seen; the factor lets some cover smaller ones.
     candidates.sort(key=lambda placed: placed.area * math.exp(rng.normal(0.0, 0.7)))
     placed_things, visible_masks = _keep_visible(candidates)
@@ -255,11 +261,21 @@ def _keep_visible(candidates: list[_Placed]) -> tuple[list[_Placed], list[np.nda
 def _paint(rng: Generator, image: np.ndarray, placed: _Placed) -> None:
     """Paint a shape in a color that stands out from what is there, slightly shaded from one side to the other."""
     behind = image[placed.mask].mean(axis=0) if placed.mask.any() else np.full(3, 127.0)
-    colors = rng.uniform(0, 255, (16, 3))
+    colors = _color_candidates(rng, placed.class_index)
     distances = np.linalg.norm(colors - behind, axis=1)
     color = colors[np.argmax(distances >= min(MIN_CONTRAST, distances.max()))]
     shade = np.linspace(-1, 1, image.shape[1])[None, :, None] * rng.uniform(-20, 20)
     image[:] = _blend(image, placed.coverage, color + shade)
+
+
+def _color_candidates(rng: Generator, class_index: int) -> np.ndarray:
+    """Return (16, 3) RGB colors to choose from."""
+    if rng.random() >= TYPICAL_COLOR_PROBABILITY:
+        return rng.uniform(0, 255, (16, 3))
+    hue = rng.normal(class_index / len(CLASSES), HUE_SPREAD, 16)
+    saturation, value = rng.uniform(0.45, 1.0, 16), rng.uniform(0.35, 1.0, 16)
+    hsv = zip(hue % 1.0, saturation, value)
+    return 255 * np.array([colorsys.hsv_to_rgb(*color) for color in hsv])
 
 
 def _blend(image: np.ndarray, coverage: np.ndarray, color: np.ndarray) -> np.ndarray:
