@@ -190,15 +190,14 @@ def plan_targets(images: list[str], args: argparse.Namespace) -> list[Path | Non
 
 
 def unique_names(images: list[str]) -> Iterator[str]:
-    """File names to write to, numbered where images of several folders have the same name."""
+    """PNG files to write to, as JPEG blurs thin lines; numbered where images of several folders have the same name."""
     used: set[str] = set()
     for image in images:
-        stem, suffix = Path(image).stem, Path(image).suffix
-        suffix = suffix if suffix.lower() in IMAGE_SUFFIXES else ".png"
-        name, number = f"{stem}{suffix}", 1
+        stem = Path(image).stem
+        name, number = f"{stem}.png", 1
         while name in used:
             number += 1
-            name = f"{stem}_{number}{suffix}"
+            name = f"{stem}_{number}.png"
         used.add(name)
         yield name
 

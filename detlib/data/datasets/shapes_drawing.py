@@ -17,25 +17,26 @@ SHORT_SIDE = (112, 144)  # Image sizes, both ends included.
 LONG_SIDE = (144, 176)
 PORTRAIT_PROBABILITY = 0.3
 EMPTY_PROBABILITY = 0.08
-NUM_THINGS = (2, 6)  # Before those that nearly vanish behind others are left out.
+NUM_THINGS = (2, 5)  # Before those that nearly vanish behind others are left out.
 SMALLEST, LARGEST = 9.0, 90.0  # Longer side of a shape before it is turned.
-SIZE_EXPONENT = 0.3  # 1 spreads the logarithm of the size evenly, less favours large shapes.
+SIZE_EXPONENT = 0.22  # 1 spreads the logarithm of the size evenly, less favours large shapes.
+TINY_PROBABILITY, TINY_SIZE = 0.03, (8.5, 14.0)
 FILL_PROBABILITY = 0.02  # A shape as large as the image.
-MAX_ASPECT = 1.4
-MAX_TURN = math.radians(25)
-MIN_VISIBLE = 0.75  # A shape of which less shows, behind others or beyond the border, is not drawn.
-MIN_VISIBLE_SIDE = 8  # The same for one of which no side of the visible box has as many pixels.
+MAX_ASPECT = 1.25
+MAX_TURN = math.radians(15)
+MIN_VISIBLE = 0.8  # A shape of which less shows, behind others or beyond the border, is not drawn.
 # Most shapes have roughly the hue of their class, as things in the world do: it makes them learnable within minutes, and
+# a model that mixes up the color channels shows. The others have any color, so that shapes must be learnt too.
 # a model that mixes up the color channels shows. The others have any color, so that the shape must be learnt too.
-TYPICAL_COLOR_PROBABILITY = 0.9
+TYPICAL_COLOR_PROBABILITY = 0.95
 HUE_SPREAD = 0.04  # Standard deviation, in turns; classes are 1/6 apart.
-MIN_CONTRAST = 70.0  # Distance of a shape's color from what is behind it, of 441 possible.
+MIN_CONTRAST = 90.0  # Distance of a shape's color from what is behind it, of 441 possible.
 CROWD_PROBABILITY = 0.06
 CROWD_SIZE = (5.0, 9.0)
 CROWD_COUNT = (12, 24)
-STROKE_PROBABILITY = 0.2  # Lines that belong to no class.
-TEXTURE_CONTRAST = (8.0, 28.0)
-NOISE = 6.0
+STROKE_PROBABILITY = 0.15  # Lines that belong to no class.
+TEXTURE_CONTRAST = (5.0, 18.0)
+NOISE = 5.0
 SUPERSAMPLING = 4
 
 TEXTURES = ("smooth", "stripes", "checker", "grain")
@@ -182,6 +183,8 @@ def _place(rng: Generator, height: int, width: int) -> _Placed:
         half_size = np.array([width, height]) / 2 * rng.uniform(0.9, 1.02)
         return _transform(class_index, np.array([width, height]) / 2, half_size, 0.0, height, width)
     size = SMALLEST * (LARGEST / SMALLEST) ** (rng.random() ** SIZE_EXPONENT)
+    if rng.random() < TINY_PROBABILITY:
+        size = rng.uniform(*TINY_SIZE)
     aspect = MAX_ASPECT ** rng.uniform(-1, 1)
     half_size = size / 2 * np.array([min(aspect, 1.0), min(1 / aspect, 1.0)])
     # Up to a quarter of its size may lie beyond the border; one larger than the image is near the middle.
