@@ -25,8 +25,9 @@ FILL_PROBABILITY = 0.02  # A shape as large as the image.
 MAX_ASPECT = 1.25
 MAX_TURN = math.radians(15)
 MIN_VISIBLE = 0.8  # A shape of which less shows, behind others or beyond the border, is not drawn.
-# Most shapes have roughly the hue of their class, as things in the world do: it makes them learnable within minutes, and
-# a model that mixes up the color channels shows. The others have any color, so that shapes must be learnt too.
+MIN_VISIBLE_SIDE = 8  # The same for one of which no side of the visible box has as many pixels.
+# Most shapes have roughly the hue of their class, as things in the world do: it makes them learnable within minutes,
+# and a model that mixes up the color channels shows. The others have any color, so that shapes must be learnt too.
 TYPICAL_COLOR_PROBABILITY = 0.95
 HUE_SPREAD = 0.04  # Standard deviation, in turns; classes are 1/6 apart.
 MIN_CONTRAST = 90.0  # Distance of a shape's color from what is behind it, of 441 possible.
