@@ -17,19 +17,19 @@ SHORT_SIDE = (112, 144)  # Image sizes, both ends included.
 LONG_SIDE = (144, 176)
 PORTRAIT_PROBABILITY = 0.3
 EMPTY_PROBABILITY = 0.08
-NUM_THINGS = (2, 5)  # Before those that nearly vanish behind others are left out.
+NUM_THINGS = (1, 5)  # Before those that nearly vanish behind others are left out.
 SMALLEST, LARGEST = 9.0, 90.0  # Longer side of a shape before it is turned.
-SIZE_EXPONENT = 0.22  # 1 spreads the logarithm of the size evenly, less favours large shapes.
-TINY_PROBABILITY, TINY_SIZE = 0.03, (8.5, 14.0)
+SIZE_EXPONENT = 0.18  # 1 spreads the logarithm of the size evenly, less favours large shapes.
+TINY_PROBABILITY, TINY_SIZE = 0.01, (8.5, 14.0)
 FILL_PROBABILITY = 0.02  # A shape as large as the image.
 MAX_ASPECT = 1.25
 MAX_TURN = math.radians(15)
-MIN_VISIBLE = 0.8  # A shape of which less shows, behind others or beyond the border, is not drawn.
+MIN_VISIBLE = 0.85  # A shape of which less shows, behind others or beyond the border, is not drawn.
 MIN_VISIBLE_SIDE = 8  # The same for one of which no side of the visible box has as many pixels.
 # Most shapes have roughly the hue of their class, as things in the world do: it makes them learnable within minutes,
 # and a model that mixes up the color channels shows. The others have any color, so that shapes must be learnt too.
-TYPICAL_COLOR_PROBABILITY = 0.95
-HUE_SPREAD = 0.04  # Standard deviation, in turns; classes are 1/6 apart.
+TYPICAL_COLOR_PROBABILITY = 0.97
+HUE_SPREAD = 0.03  # Standard deviation, in turns; classes are 1/6 apart.
 MIN_CONTRAST = 90.0  # Distance of a shape's color from what is behind it, of 441 possible.
 CROWD_PROBABILITY = 0.06
 CROWD_SIZE = (5.0, 9.0)
