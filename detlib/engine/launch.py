@@ -83,7 +83,7 @@ def _worker(
     except DetlibError as error:  # The parent raises it, so that a user's mistake looks the same in 1 or 8 processes.
         errors.put(error)
         raise
-    dist.destroy_process_group()
+    comm.leave()
 
 
 def _under_torchrun() -> bool:
@@ -95,7 +95,7 @@ def _join_torchrun(main_func: Callable[..., Any], args: Sequence[Any], timeout: 
     _check_devices(local_size)
     _init_process_group(int(os.environ["LOCAL_RANK"]), local_size, timeout)
     main_func(*args)
-    dist.destroy_process_group()
+    comm.leave()
 
 
 def _init_process_group(

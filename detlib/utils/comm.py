@@ -19,6 +19,7 @@ __all__ = [
     "get_rank",
     "get_world_size",
     "is_main_process",
+    "leave",
     "reduce_dict",
     "shared_random_seed",
     "synchronize",
@@ -112,6 +113,16 @@ def synchronize() -> None:
 def _cpu_group() -> dist.ProcessGroup | None:
     """Group over all processes that moves objects through main memory, where NCCL would need the GPU."""
     return dist.new_group(backend="gloo") if dist.get_backend() == dist.Backend.NCCL else dist.group.WORLD
+
+
+def leave() -> None:
+    """Wait for the other processes, then end the communication with them."""
+    global _local_group
+    synchronize()
+    # A group that something still refers to when Python ends can abort the process.
+    _local_group = None
+    _cpu_group.cache_clear()
+    dist.destroy_process_group()
 
 
 def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:

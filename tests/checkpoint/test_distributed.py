@@ -4,6 +4,7 @@ from torch import multiprocessing as mp
 from torch import nn
 
 from detlib.checkpoint import DetectionCheckpointer
+from detlib.utils import comm
 
 
 def load_and_save(rank, folder):
@@ -14,7 +15,7 @@ def load_and_save(rank, folder):
     checkpointer.load(f"{folder}/machine{rank}/first.pth")
     torch.save(model.module.weight.item(), f"{folder}/weight{rank}")
     checkpointer.save("second")
-    dist.destroy_process_group()
+    comm.leave()
 
 
 def test_main_process_alone_writes_and_sends_what_others_lack(tmp_path):

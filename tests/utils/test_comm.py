@@ -35,7 +35,7 @@ def check_process(rank, port):
     if rank == 0:
         assert (mean["a"].item(), mean["b"].item()) == (97.5, 98.5)
         assert (total["a"].item(), total["b"].item()) == (195.0, 197.0)
-    dist.destroy_process_group()
+    comm.leave()
 
 
 def test_two_processes_agree():
