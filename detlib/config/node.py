@@ -254,6 +254,8 @@ def _overlay(base: LocatedDict, tree: LocatedDict) -> LocatedDict:
 def _pairs(arguments: list[Any]) -> Iterator[tuple[str, Any]]:
     remaining = iter(arguments)
     for argument in remaining:
+        if str(argument).startswith("--"):
+            raise ConfigError(f"the option {argument} stands after an override; write options before KEY=VALUE")
         match = re.fullmatch(r"([\w.]+)=(.*)", str(argument), re.DOTALL)
         if match:
             yield match[1], match[2]

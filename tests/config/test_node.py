@@ -225,6 +225,11 @@ def test_override_of_a_wrong_type():
         overridden("SOLVER.BASE_LR=fast")
 
 
+def test_option_after_an_override_is_told_to_come_first():
+    with pytest.raises(ConfigError, match="the option --print-config stands after an override"):
+        overridden("SEED=1", "--print-config")
+
+
 def test_override_without_value():
     with pytest.raises(ConfigError, match="'SEED' has no value"):
         overridden("VIS_PERIOD", "1", "SEED")

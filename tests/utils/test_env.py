@@ -30,8 +30,11 @@ def test_same_seed_gives_same_numbers():
     assert draw() == first
 
 
-def test_seeds_may_be_large():
+def test_seeds_may_be_larger_than_numpy_takes():
     env.seed_all_rng(2**40)
+    first = draw()
+    env.seed_all_rng(2**40)
+    assert draw() == first
 
 
 def test_drawn_seed_is_logged_so_that_a_run_can_be_repeated(caplog):

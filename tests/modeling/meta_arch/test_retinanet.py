@@ -68,6 +68,7 @@ def test_normaliser_is_training_state_and_not_in_the_state_dict(model, sample):
 def test_two_forwards_before_one_backward(model, sample):
     batch = [sample(64, 64, [[8, 8, 40, 40]], [1])]
     (sum(model(batch).values()) + sum(model(batch).values())).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_number_of_positive_anchors_is_logged(model, sample):
