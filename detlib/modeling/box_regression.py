@@ -112,11 +112,28 @@ def _dense_box_regression_loss(
     fg_anchors = all_anchors[anchor_index]
     fg_deltas = torch.cat(pred_anchor_deltas, dim=1)[image_index, anchor_index]
     fg_gt_boxes = torch.stack(gt_boxes)[image_index, anchor_index]
+    return box_regression_loss(box2box_transform, fg_anchors, fg_deltas, fg_gt_boxes, box_reg_loss_type, smooth_l1_beta)
+
+
+def box_regression_loss(
+    box2box_transform: Box2BoxTransform | Box2BoxTransformLinear,
+    src_boxes: Tensor,
+    pred_deltas: Tensor,
+    gt_boxes: Tensor,
+    box_reg_loss_type: str = "smooth_l1",
+    smooth_l1_beta: float = 0.0,
+) -> Tensor:
+    """Sum of the box losses of (R, 4) ``src_boxes`` with (R, 4) deltas, which are to become (R, 4) ``gt_boxes``.
+
+    Args:
+        box_reg_loss_type: smooth_l1, on the deltas; giou, diou or ciou, on the boxes.
+        smooth_l1_beta: where L2 turns into L1; 0 is L1.
+    """
     if box_reg_loss_type == "smooth_l1":
-        fg_gt_deltas = box2box_transform.get_deltas(fg_anchors, fg_gt_boxes)
-        return smooth_l1_loss(fg_deltas, fg_gt_deltas, beta=smooth_l1_beta, reduction="sum")
+        gt_deltas = box2box_transform.get_deltas(src_boxes, gt_boxes)
+        return smooth_l1_loss(pred_deltas, gt_deltas, beta=smooth_l1_beta, reduction="sum")
     if box_reg_loss_type not in _IOU_LOSSES:
         known = ", ".join(["smooth_l1", *_IOU_LOSSES])
         raise ConfigError(f"BBOX_REG_LOSS_TYPE is {box_reg_loss_type!r}; it must be one of {known}.")
-    pred_boxes = box2box_transform.apply_deltas(fg_deltas, fg_anchors)
-    return _IOU_LOSSES[box_reg_loss_type](pred_boxes, fg_gt_boxes, reduction="sum")
+    pred_boxes = box2box_transform.apply_deltas(pred_deltas, src_boxes)
+    return _IOU_LOSSES[box_reg_loss_type](pred_boxes, gt_boxes, reduction="sum")
