@@ -46,7 +46,7 @@ class ROIPooler(nn.Module):
         if self.max_level - self.min_level + 1 != len(scales):
             raise ConfigError(
                 f"regions are pooled from feature maps of strides {[round(1 / scale, 3) for scale in scales]}; each "
-                f"must be twice the one before. Change the IN_FEATURES of the head, such as MODEL.ROI_HEADS.IN_FEATURES."
+                f"must be twice the one before. Change the IN_FEATURES of the head, as in MODEL.ROI_HEADS.IN_FEATURES."
             )
         self.level_poolers = nn.ModuleList(
             _build_pooler(pooler_type, self.output_size, scale, sampling_ratio) for scale in scales

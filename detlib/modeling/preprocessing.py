@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from detlib.structures import ImageList
 from detlib.utils.errors import DatasetError
 
-__all__ = ["ImagePreprocessor", "instances_of"]
+__all__ = ["ImagePreprocessor", "instances_of", "output_size_of"]
 
 
 class ImagePreprocessor(nn.Module):
@@ -70,6 +70,11 @@ def instances_of(batched_inputs: list[dict[str, Any]], device: torch.device) -> 
                 f"Build the loader with DatasetMapper(cfg, is_train=True), or call model.eval() to predict."
             )
     return [sample["instances"].to(device) for sample in batched_inputs]
+
+
+def output_size_of(sample: dict[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width in which predictions are wanted; by default those of the network's input."""
+    return sample.get("height", image_size[0]), sample.get("width", image_size[1])
 
 
 def _name(sample: dict[str, Any]) -> str:

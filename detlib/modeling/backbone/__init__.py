@@ -1,6 +1,6 @@
 """Backbones: from an image to named feature maps."""
 
-from detlib.modeling.backbone.backbone import Backbone
+from detlib.modeling.backbone.backbone import Backbone, select_shapes
 from detlib.modeling.backbone.build import BACKBONE_REGISTRY, build_backbone
 from detlib.modeling.backbone.fpn import FPN, build_resnet_fpn_backbone, build_retinanet_resnet_fpn_backbone
 from detlib.modeling.backbone.resnet import (
@@ -25,4 +25,5 @@ __all__ = [
     "build_resnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone",
     "make_stage",
+    "select_shapes",
 ]

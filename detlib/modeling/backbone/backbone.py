@@ -1,10 +1,13 @@
 """What every backbone promises."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from detlib.layers import ShapeSpec
+from detlib.utils.errors import ConfigError
 
-__all__ = ["Backbone"]
+__all__ = ["Backbone", "select_shapes"]
 
 
 class Backbone(nn.Module):
@@ -40,3 +43,19 @@ class Backbone(nn.Module):
             name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
             for name in self._out_features
         }
+
+
+def select_shapes(shapes: dict[str, ShapeSpec], names: Sequence[str], key: str) -> list[ShapeSpec]:
+    """The shapes of the feature maps that a head works on.
+
+    Args:
+        shapes: what ``backbone.output_shape()`` gave.
+        names: of the maps wanted.
+        key: of the config, where the names are from.
+
+    Raises:
+        ConfigError: there are no names, or the backbone does not give one of the maps.
+    """
+    if not names or any(name not in shapes for name in names):
+        raise ConfigError(f"{key} is {list(names)}, but the backbone gives {', '.join(shapes)}; name some of these.")
+    return [shapes[name] for name in names]

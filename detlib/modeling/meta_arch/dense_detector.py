@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from detlib.modeling.backbone.backbone import Backbone
 from detlib.modeling.postprocessing import detector_postprocess
-from detlib.modeling.preprocessing import ImagePreprocessor, instances_of
+from detlib.modeling.preprocessing import ImagePreprocessor, instances_of, output_size_of
+from detlib.modeling.training_picture import put_training_picture
 from detlib.structures import Boxes, ImageList, Instances
-from detlib.utils.events import get_event_storage
 
 __all__ = ["DenseDetector", "permute_to_N_HWA_K"]
 
@@ -79,11 +79,8 @@ class DenseDetector(nn.Module):
             return self.forward_training(images, features, predictions, instances_of(batched_inputs, self.device))
 
         results = self.forward_inference(images, features, predictions)
-        outputs = []
-        for result, sample, (image_height, image_width) in zip(results, batched_inputs, images.image_sizes):
-            height, width = sample.get("height", image_height), sample.get("width", image_width)
-            outputs.append({"instances": detector_postprocess(result, height, width)})
-        return outputs
+        sizes = [output_size_of(*sample) for sample in zip(batched_inputs, images.image_sizes)]
+        return [{"instances": detector_postprocess(result, *size)} for result, size in zip(results, sizes)]
 
     def forward_training(
         self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]], gt_instances: list[Instances]
@@ -107,16 +104,9 @@ class DenseDetector(nn.Module):
         Args:
             results: detections in the coordinates of the network's input.
         """
-        from torchvision.utils import draw_bounding_boxes
-
-        image = batched_inputs[0]["image"].to("cpu").clamp(0, 255).to(torch.uint8)
-        gt_boxes = batched_inputs[0]["instances"].gt_boxes.tensor.cpu()
-        pred_boxes = results[0].pred_boxes.tensor[:20].detach().cpu()
-        sides = [draw_bounding_boxes(image, b, width=2) if len(b) else image for b in (gt_boxes, pred_boxes)]
-        picture = torch.cat(sides, dim=-1).numpy()
-        if getattr(self, "input_format", "BGR") == "BGR":
-            picture = picture[::-1].copy()
-        get_event_storage().put_image("left: ground truth; right: predictions", picture)
+        pred_boxes = results[0].pred_boxes.tensor[:20]
+        input_format = getattr(self, "input_format", "BGR")
+        put_training_picture(batched_inputs[0], pred_boxes, input_format, "predictions")
 
     def _transpose_dense_predictions(
         self, predictions: list[list[Tensor]], dims_per_anchor: list[int]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from detlib.config import CfgNode, configurable
 from detlib.layers import CycleBatchNormList, ShapeSpec, batched_nms, get_norm, sigmoid_focal_loss
 from detlib.modeling.anchor_generator import build_anchor_generator
-from detlib.modeling.backbone import Backbone, build_backbone
+from detlib.modeling.backbone import Backbone, build_backbone, select_shapes
 from detlib.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from detlib.modeling.matcher import Matcher
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
@@ -100,7 +100,9 @@ class RetinaNet(DenseDetector):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         backbone = build_backbone(cfg)
-        feature_shapes = _feature_shapes(backbone, cfg.MODEL.RETINANET.IN_FEATURES)
+        feature_shapes = select_shapes(
+            backbone.output_shape(), cfg.MODEL.RETINANET.IN_FEATURES, "MODEL.RETINANET.IN_FEATURES"
+        )
         return {
             "backbone": backbone,
             "head": RetinaNetHead(cfg, feature_shapes),
@@ -332,16 +334,6 @@ def _norm_per_level(norm: str | Callable, num_levels: int) -> str | Callable:
     if norm in bn_classes:
         return lambda channels: CycleBatchNormList(num_levels, bn_class=bn_classes[norm], num_features=channels)
     return norm
-
-
-def _feature_shapes(backbone: Backbone, in_features: list[str]) -> list[ShapeSpec]:
-    shapes = backbone.output_shape()
-    missing = [name for name in in_features if name not in shapes]
-    if missing or not in_features:
-        raise ConfigError(
-            f"MODEL.RETINANET.IN_FEATURES is {list(in_features)}, but the backbone gives {', '.join(shapes)}."
-        )
-    return [shapes[name] for name in in_features]
 
 
 def _same_for_all_levels(num_anchors: list[int]) -> int:

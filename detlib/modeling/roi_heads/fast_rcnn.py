@@ -1,7 +1,7 @@
 """The last layer of Fast R-CNN: a class and a box for each region (https://arxiv.org/abs/1504.08083).
 
-Shapes: R regions in all images together (R_i in image i), K classes, class K being the background; B is K, or 1 where one
-box serves all classes.
+Shapes: R regions in all images together (R_i in image i), K classes, class K being the background; B is K, or 1 where
+one box serves all classes.
 """
 
 from collections.abc import Callable
@@ -64,7 +64,7 @@ class FastRCNNOutputLayers(nn.Module):
         super().__init__()
         if use_fed_loss and not use_sigmoid_ce:
             raise ConfigError(
-                "MODEL.ROI_BOX_HEAD.USE_FED_LOSS leaves classes out, which softmax cannot; set USE_SIGMOID_CE: True too."
+                "MODEL.ROI_BOX_HEAD.USE_FED_LOSS leaves classes out, which softmax cannot; set also USE_SIGMOID_CE: True"
             )
         self.num_classes = num_classes
         width = input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)
@@ -313,7 +313,7 @@ def _inference_single_image(
 
 @torch.no_grad()
 def _log_classification(logits: Tensor, gt_classes: Tensor) -> None:
-    """Scalars: the part of all regions and of foreground regions classified right, and of the latter called background."""
+    """Scalars: the part of all and of foreground regions classified right, and of the latter called background."""
     if gt_classes.numel() == 0:
         return
     background = logits.shape[1] - 1
