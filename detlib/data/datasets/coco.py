@@ -15,6 +15,7 @@ import numpy as np
 
 from detlib.data.catalog import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets.coco_export import convert_to_coco_json
+from detlib.data.datasets.coco_keypoints import keypoint_metadata_of
 from detlib.structures import BoxMode
 from detlib.utils.errors import DatasetError, MissingFileError
 from detlib.utils.file_io import PathManager
@@ -40,7 +41,8 @@ def register_coco_instances(name: str, metadata: dict[str, Any], json_file: str,
 
     Args:
         name: name for the config, for example ``cells_train``.
-        metadata: further metadata, may be ``{}``. Keypoints need ``keypoint_names`` and ``keypoint_flip_map``.
+        metadata: further metadata, may be ``{}``. ``keypoint_names``, ``keypoint_flip_map`` and
+            ``keypoint_connection_rules`` are by default those of the first category that has ``keypoints``.
         json_file: annotations.
         image_root: folder to which the file names in ``json_file`` are relative.
     """
@@ -193,6 +195,9 @@ def _register_categories(categories: list[Entry], dataset_name: str | None, json
                 f"dataset {dataset_name!r} was declared with {key} {known}, but {json_file} has {value}; remove the "
                 "declaration, so that the file decides, or correct one of the two"
             )
+    for key, value in keypoint_metadata_of(categories, json_file).items():
+        if metadata.get(key) is None:
+            metadata.set(**{key: value})
     return contiguous_ids
 
 

@@ -64,7 +64,7 @@ class FastRCNNOutputLayers(nn.Module):
         super().__init__()
         if use_fed_loss and not use_sigmoid_ce:
             raise ConfigError(
-                "MODEL.ROI_BOX_HEAD.USE_FED_LOSS leaves classes out, which softmax cannot; set also USE_SIGMOID_CE: True"
+                "MODEL.ROI_BOX_HEAD.USE_FED_LOSS leaves classes out, which softmax cannot; add USE_SIGMOID_CE: True"
             )
         self.num_classes = num_classes
         width = input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)
