@@ -11,6 +11,7 @@ __all__ = [
     "DatasetError",
     "DetlibError",
     "MissingFileError",
+    "NonFiniteError",
     "UnknownNameError",
 ]
 
@@ -53,5 +54,11 @@ class CheckpointError(DetlibError, RuntimeError):
 
 class MissingFileError(DetlibError, FileNotFoundError):
     """A file or folder that the user named does not exist."""
+
+    __str__ = DetlibError.__str__
+
+
+class NonFiniteError(DetlibError, FloatingPointError):
+    """Numbers became NaN or infinite in training."""
 
     __str__ = DetlibError.__str__
