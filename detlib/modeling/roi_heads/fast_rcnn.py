@@ -301,7 +301,7 @@ def _inference_single_image(
     finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
     boxes, scores = boxes[finite], scores[finite]
     region, classes = (scores[:, :-1] > score_thresh).nonzero(as_tuple=True)
-    boxes = Boxes(boxes.reshape(len(boxes), -1, 4)[region, classes if boxes.shape[1] > 4 else 0])
+    boxes = Boxes(boxes.unflatten(1, (-1, 4))[region, classes if boxes.shape[1] > 4 else 0])
     boxes.clip(image_size)
     scores = scores[region, classes]
     keep = batched_nms(boxes.tensor, scores, classes, nms_thresh)
