@@ -9,7 +9,7 @@ from detlib.layers.blocks import CNNBlockBase, DepthwiseSeparableConv2d
 from detlib.layers.deform_conv import DeformConv, ModulatedDeformConv
 from detlib.layers.losses import ciou_loss, diou_loss, giou_loss, sigmoid_focal_loss, smooth_l1_loss
 from detlib.layers.mask_ops import paste_masks_in_image
-from detlib.layers.nms import batched_nms, nms
+from detlib.layers.nms import batched_nms, batched_nms_rotated, nms, nms_rotated
 from detlib.layers.roi_align import ROIAlign, roi_align
 from detlib.layers.shape_spec import ShapeSpec
 from detlib.layers.wrappers import (
@@ -38,6 +38,7 @@ __all__ = [
     "ROIAlign",
     "ShapeSpec",
     "batched_nms",
+    "batched_nms_rotated",
     "cat",
     "ciou_loss",
     "cross_entropy",
@@ -48,6 +49,7 @@ __all__ = [
     "interpolate",
     "move_device_like",
     "nms",
+    "nms_rotated",
     "nonzero_tuple",
     "paste_masks_in_image",
     "roi_align",

@@ -9,7 +9,7 @@ from detlib.layers import ciou_loss, diou_loss, giou_loss, smooth_l1_loss
 from detlib.structures import Boxes
 from detlib.utils.errors import ConfigError
 
-__all__ = ["Box2BoxTransform", "Box2BoxTransformLinear"]
+__all__ = ["Box2BoxTransform", "Box2BoxTransformLinear", "Box2BoxTransformRotated"]
 
 # One refinement may enlarge a box up to 62.5 times: 1000 pixels over the 16 of the smallest stride that R-CNN used.
 # Larger values come from wild predictions and would overflow exp().
@@ -52,6 +52,49 @@ class Box2BoxTransform:
         return torch.cat([new_cxcy - half_wh, new_cxcy + half_wh], dim=-1).flatten(-2)
 
 
+class Box2BoxTransformRotated:
+    """The same for rotated boxes, with the difference of angles in radians (RRPN, arXiv:1703.01086, sec. III-D).
+
+    Centers move along the axes of the image, not of the box.
+    """
+
+    def __init__(self, weights: tuple[float, float, float, float, float], scale_clamp: float = _SCALE_CLAMP) -> None:
+        """
+        Args:
+            weights: factors of (dx, dy, dw, dh, da) that bring the targets near to unit variance.
+            scale_clamp: upper limit of dw and dh when they are applied.
+        """
+        self.weights = weights
+        self.scale_clamp = scale_clamp
+
+    def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+        """Deltas that turn ``src_boxes`` into ``target_boxes``; all are (..., 5), boxes XYWHA.
+
+        Source boxes must have a positive width and height. The turn is the shorter one.
+        """
+        src_wh = src_boxes[..., 2:4]
+        shift = (target_boxes[..., :2] - src_boxes[..., :2]) / src_wh
+        log_scale = torch.log(target_boxes[..., 2:4] / src_wh)
+        turn = torch.deg2rad(_normalized_degrees(target_boxes[..., 4:] - src_boxes[..., 4:]))
+        deltas = torch.cat([shift, log_scale, turn], dim=-1)
+        return deltas * deltas.new_tensor(self.weights)
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Move (R, 5) XYWHA ``boxes`` by (R, k * 5) ``deltas``, in float32.
+
+        Returns:
+            (R, k * 5): k boxes for each source box, as for k classes, with angles of at least -180 and below 180.
+        """
+        deltas = deltas.float()
+        boxes = boxes.to(deltas.dtype).unsqueeze(-2)  # (R, 1, 5)
+        wh = boxes[..., 2:4]
+        scaled = deltas.unflatten(-1, (-1, 5)) / deltas.new_tensor(self.weights)  # (R, k, 5)
+        new_cxcy = boxes[..., :2] + scaled[..., :2] * wh
+        new_wh = wh * torch.exp(scaled[..., 2:4].clamp(max=self.scale_clamp))
+        angle = _normalized_degrees(boxes[..., 4:] + torch.rad2deg(scaled[..., 4:]))
+        return torch.cat([new_cxcy, new_wh, angle], dim=-1).flatten(-2)
+
+
 class Box2BoxTransformLinear:
     """Distances from the centre of a source box to the sides of the target (FCOS, arXiv:1904.01355, eq. 1)."""
 
@@ -75,6 +118,11 @@ class Box2BoxTransformLinear:
         if self.normalize_by_size:
             deltas = deltas * torch.cat([wh, wh], dim=-1)
         return torch.cat([cxcy - deltas[..., :2], cxcy + deltas[..., 2:]], dim=-1)
+
+
+def _normalized_degrees(angle: Tensor) -> Tensor:
+    """The same directions, at least -180 and below 180."""
+    return torch.remainder(angle + 180, 360) - 180
 
 
 def _center_and_size(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +164,7 @@ def _dense_box_regression_loss(
 
 
 def box_regression_loss(
-    box2box_transform: Box2BoxTransform | Box2BoxTransformLinear,
+    box2box_transform: Box2BoxTransform | Box2BoxTransformLinear | Box2BoxTransformRotated,
     src_boxes: Tensor,
     pred_deltas: Tensor,
     gt_boxes: Tensor,
@@ -124,6 +172,8 @@ def box_regression_loss(
     smooth_l1_beta: float = 0.0,
 ) -> Tensor:
     """Sum of the box losses of (R, 4) ``src_boxes`` with (R, 4) deltas, which are to become (R, 4) ``gt_boxes``.
+
+    With rotated boxes, all are (R, 5) and the loss is smooth_l1.
 
     Args:
         box_reg_loss_type: smooth_l1, on the deltas; giou, diou or ciou, on the boxes.

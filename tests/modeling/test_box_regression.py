@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from detlib.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear, _dense_box_regression_loss
+from detlib.modeling.box_regression import (
+    Box2BoxTransform,
+    Box2BoxTransformLinear,
+    Box2BoxTransformRotated,
+    _dense_box_regression_loss,
+    box_regression_loss,
+)
 from detlib.structures import Boxes
 from detlib.utils.errors import ConfigError
 
@@ -96,3 +102,47 @@ def test_unknown_loss_lists_the_known_ones():
         _dense_box_regression_loss(
             [SOURCE], Box2BoxTransform(ONES), [torch.zeros(1, 1, 4)], [SOURCE], torch.ones(1, 1).bool(), "l3"
         )
+
+
+ROTATED_SOURCE = torch.tensor([[50.0, 50.0, 10.0, 20.0, 170.0]])
+FIVE_ONES = (1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+def test_rotated_deltas_take_the_shorter_turn_in_radians():
+    target = torch.tensor([[60.0, 40.0, 20.0, 20.0, -170.0]])
+    deltas = Box2BoxTransformRotated((10.0, 10.0, 5.0, 5.0, 3.0)).get_deltas(ROTATED_SOURCE, target)
+    torch.testing.assert_close(deltas, torch.tensor([[10.0, -5.0, 5.0 * math.log(2), 0.0, 3.0 * math.pi / 9]]))
+
+
+def test_rotated_apply_deltas_undoes_get_deltas():
+    values = torch.rand(50, 5, generator=torch.Generator().manual_seed(0))
+    source = values * torch.tensor([100.0, 100.0, 30.0, 30.0, 360.0]) + torch.tensor([0.0, 0.0, 1.0, 1.0, -180.0])
+    target = source.roll(1, dims=0)
+    transform = Box2BoxTransformRotated((10.0, 10.0, 5.0, 5.0, 2.0))
+    found = transform.apply_deltas(transform.get_deltas(source, target), source)
+    torch.testing.assert_close(found, target, atol=1e-3, rtol=1e-4)
+
+
+def test_rotated_deltas_of_several_classes_give_a_box_for_each():
+    deltas = torch.tensor([[0.0, 0.0, 0.0, 0.0, math.pi / 9, 1.0, 0.0, 0.0, 0.0, 0.0]])
+    found = Box2BoxTransformRotated(FIVE_ONES).apply_deltas(deltas, ROTATED_SOURCE)
+    expected = torch.tensor([[50.0, 50.0, 10.0, 20.0, -170.0, 60.0, 50.0, 10.0, 20.0, 170.0]])
+    torch.testing.assert_close(found, expected)
+
+
+def test_rotated_deltas_of_size_are_limited():
+    deltas = torch.tensor([[0.0, 0.0, 100.0, 1.0, 0.0]])
+    found = Box2BoxTransformRotated(FIVE_ONES, scale_clamp=math.log(2)).apply_deltas(deltas, ROTATED_SOURCE)
+    torch.testing.assert_close(found, torch.tensor([[50.0, 50.0, 20.0, 40.0, 170.0]]))
+
+
+def test_rotated_transform_of_no_boxes_gives_no_boxes():
+    transform = Box2BoxTransformRotated(FIVE_ONES)
+    assert transform.get_deltas(torch.zeros(0, 5), torch.zeros(0, 5)).shape == (0, 5)
+    assert transform.apply_deltas(torch.zeros(0, 10), torch.zeros(0, 5)).shape == (0, 10)
+
+
+def test_rotated_regression_loss_is_the_distance_of_deltas():
+    target = torch.tensor([[60.0, 50.0, 10.0, 20.0, 170.0]])
+    loss = box_regression_loss(Box2BoxTransformRotated(FIVE_ONES), ROTATED_SOURCE, torch.zeros(1, 5), target)
+    assert loss == 1
