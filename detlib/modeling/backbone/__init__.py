@@ -3,6 +3,8 @@
 from detlib.modeling.backbone.backbone import Backbone, select_shapes
 from detlib.modeling.backbone.build import BACKBONE_REGISTRY, build_backbone
 from detlib.modeling.backbone.fpn import FPN, build_resnet_fpn_backbone, build_retinanet_resnet_fpn_backbone
+from detlib.modeling.backbone.mvit import MViT, build_mvit_backbone, build_mvit_fpn_backbone
+from detlib.modeling.backbone.regnet import RegNet, build_regnet_backbone, build_regnet_fpn_backbone
 from detlib.modeling.backbone.resnet import (
     BasicStem,
     BottleneckBlock,
@@ -11,6 +13,14 @@ from detlib.modeling.backbone.resnet import (
     build_resnet_backbone,
     make_stage,
 )
+from detlib.modeling.backbone.swin import SwinTransformer, build_swin_backbone, build_swin_fpn_backbone
+from detlib.modeling.backbone.vit import (
+    SimpleFeaturePyramid,
+    ViT,
+    build_vit_backbone,
+    build_vit_fpn_backbone,
+    get_vit_lr_decay_rate,
+)
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -18,12 +28,26 @@ __all__ = [
     "Backbone",
     "BasicStem",
     "BottleneckBlock",
+    "MViT",
+    "RegNet",
     "ResNet",
     "ResNetBlockBase",
+    "SimpleFeaturePyramid",
+    "SwinTransformer",
+    "ViT",
     "build_backbone",
+    "build_mvit_backbone",
+    "build_mvit_fpn_backbone",
+    "build_regnet_backbone",
+    "build_regnet_fpn_backbone",
     "build_resnet_backbone",
     "build_resnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone",
+    "build_swin_backbone",
+    "build_swin_fpn_backbone",
+    "build_vit_backbone",
+    "build_vit_fpn_backbone",
+    "get_vit_lr_decay_rate",
     "make_stage",
     "select_shapes",
 ]

@@ -22,8 +22,10 @@ __all__ = [
     "FPN",
     "LastLevelMaxPool",
     "LastLevelP6P7",
+    "build_fpn",
     "build_resnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone",
+    "build_top_block",
 ]
 
 
@@ -153,7 +155,7 @@ class LastLevelP6P7(nn.Module):
 @BACKBONE_REGISTRY.register()
 def build_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """ResNet with p2 to p6, as R-CNN uses it."""
-    return _build_fpn(cfg, build_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
+    return build_fpn(cfg, build_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
@@ -163,10 +165,19 @@ def build_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) ->
     shapes = bottom_up.output_shape()
     if "res5" not in shapes:
         raise ConfigError(f"RetinaNet needs res5, but MODEL.RESNETS.OUT_FEATURES is {list(shapes)}; add it there.")
-    return _build_fpn(cfg, bottom_up, LastLevelP6P7(shapes["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS))
+    return build_fpn(cfg, bottom_up, LastLevelP6P7(shapes["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS))
 
 
-def _build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
+def build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None = None) -> FPN:
+    """The pyramid of ``cfg.MODEL.FPN`` on a backbone.
+
+    Args:
+        top_block: see FPN; by default what ``cfg.MODEL.FPN.TOP_BLOCK`` names.
+    """
+    if top_block is None:
+        shapes = bottom_up.output_shape()
+        last = cfg.MODEL.FPN.IN_FEATURES[-1] if cfg.MODEL.FPN.IN_FEATURES else ""
+        top_block = build_top_block(cfg, shapes[last].channels if last in shapes else 0, last)
     return FPN(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
@@ -174,7 +185,24 @@ def _build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
         norm=cfg.MODEL.FPN.NORM,
         top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        square_pad=cfg.MODEL.FPN.SQUARE_PAD,
     )
+
+
+def build_top_block(cfg: CfgNode, in_channels: int, in_feature: str) -> nn.Module | None:
+    """What ``cfg.MODEL.FPN.TOP_BLOCK`` names.
+
+    Args:
+        in_channels: of ``in_feature``, the deepest map, on which LastLevelP6P7 builds.
+    """
+    name = cfg.MODEL.FPN.TOP_BLOCK
+    if name == "":
+        return None
+    if name == "LastLevelMaxPool":
+        return LastLevelMaxPool()
+    if name == "LastLevelP6P7":
+        return LastLevelP6P7(in_channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature)
+    raise ConfigError(f"MODEL.FPN.TOP_BLOCK is {name!r}; it must be LastLevelMaxPool, LastLevelP6P7 or empty.")
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str | Callable) -> Conv2d:
