@@ -31,6 +31,33 @@ def tiny_cfg():
 
 
 @pytest.fixture
+def tiny_rcnn_cfg(tiny_cfg):
+    """Faster R-CNN with the backbone of ``tiny_cfg``; MASK_ON and KEYPOINT_ON give it small further heads."""
+    cfg = tiny_cfg
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16], [32], [64]]
+    cfg.MODEL.RPN.IN_FEATURES = ["p3", "p4", "p5"]
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = 50
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p3", "p4"]
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 4
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16
+    cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = 4
+    cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 1
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 8
+    cfg.MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION = 4
+    cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS = (8,)
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 2
+    return cfg
+
+
+@pytest.fixture
 def sample():
     """Makes a training sample: ``sample(height, width, boxes_xyxy, classes)``."""
 

@@ -66,7 +66,7 @@ def test_strides_that_do_not_double_are_a_config_error(scales):
 
 
 def test_unknown_type_is_a_config_error_that_lists_the_known():
-    with pytest.raises(ConfigError, match="POOLER_TYPE is 'RoIAlign'.*ROIAlignV2"):
+    with pytest.raises(ConfigError, match=r"POOLER_TYPE is 'RoIAlign'.*ROIAlignV2"):
         pooler(pooler_type="RoIAlign")
 
 

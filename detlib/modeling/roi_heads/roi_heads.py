@@ -123,10 +123,9 @@ class ROIHeads(nn.Module):
             sampled_per_image = proposals_per_image[sampled]
             sampled_per_image.gt_classes = gt_classes
             if len(targets_per_image) > 0:
-                matched = matches[sampled]
-                for name, value in targets_per_image.get_fields().items():
+                for name, value in targets_per_image[matches[sampled]].get_fields().items():
                     if name.startswith("gt_") and not sampled_per_image.has(name):
-                        sampled_per_image.set(name, value[matched])
+                        sampled_per_image.set(name, value)
             sampled_proposals.append(sampled_per_image)
             background = (gt_classes == self.num_classes).sum()
             num_bg, num_fg = num_bg + background, num_fg + len(gt_classes) - background
