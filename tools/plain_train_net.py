@@ -18,18 +18,12 @@ from torch import nn
 from detlib.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 from detlib.config import CfgNode, get_cfg
 from detlib.config.config import format_with_origins
-from detlib.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detlib.data import build_detection_test_loader, build_detection_train_loader
 from detlib.engine import default_argument_parser, default_setup, default_writers, launch
 from detlib.engine.setup import check_num_classes, create_ddp_model, run_tool
 from detlib.engine.train_loop import NonFiniteLossError
 from detlib.engine.training_state import TrainingState
-from detlib.evaluation import (
-    COCOEvaluator,
-    DatasetEvaluator,
-    inference_on_dataset,
-    print_csv_format,
-    verify_results,
-)
+from detlib.evaluation import build_evaluator, inference_on_dataset, print_csv_format, verify_results
 from detlib.modeling import build_model
 from detlib.solver import build_lr_scheduler, build_optimizer
 from detlib.utils import comm
@@ -92,19 +86,12 @@ def do_test(cfg: CfgNode, model: nn.Module) -> Mapping[str, Any]:
     """Results by dataset; only the results if there is one dataset."""
     results = {}
     for name in cfg.DATASETS.TEST:
-        evaluator = get_evaluator(name, os.path.join(cfg.OUTPUT_DIR, "inference", name))
+        evaluator = build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference", name))
         results[name] = inference_on_dataset(model, build_detection_test_loader(cfg, name), evaluator)
         if comm.is_main_process():
             logger.info("Results on %s:", name)
             print_csv_format(results[name])
     return next(iter(results.values())) if len(results) == 1 else results
-
-
-def get_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if evaluator_type == "coco":
-        return COCOEvaluator(dataset_name, output_dir=output_folder)
-    raise ConfigError(f"the dataset {dataset_name!r} is of the type {evaluator_type!r}, which has no evaluator")
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:

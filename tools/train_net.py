@@ -15,10 +15,9 @@ from typing import Any
 from detlib.checkpoint import DetectionCheckpointer
 from detlib.config import CfgNode, get_cfg
 from detlib.config.config import format_with_origins
-from detlib.data import MetadataCatalog
 from detlib.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detlib.engine.setup import run_tool
-from detlib.evaluation import COCOEvaluator, DatasetEvaluator, verify_results
+from detlib.evaluation import DatasetEvaluator, build_evaluator, verify_results
 from detlib.utils import comm
 from detlib.utils.errors import ConfigError
 
@@ -31,10 +30,7 @@ class Trainer(DefaultTrainer):
         """The evaluator that fits the dataset; it writes predictions to ``OUTPUT_DIR/inference``."""
         subfolder = dataset_name if len(cfg.DATASETS.TEST) > 1 else ""
         output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", subfolder)
-        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        if evaluator_type == "coco":
-            return COCOEvaluator(dataset_name, output_dir=output_folder)
-        raise NotImplementedError(f"there is no evaluator for the type {evaluator_type!r} of the dataset")
+        return build_evaluator(cfg, dataset_name, output_folder)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

@@ -1,13 +1,19 @@
 """Metrics of predictions on a dataset, and the loop that collects the predictions."""
 
+from detlib.evaluation.build import build_evaluator
 from detlib.evaluation.coco_evaluation import COCOEvaluator
 from detlib.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators, inference_context, inference_on_dataset
+from detlib.evaluation.panoptic_evaluation import COCOPanopticEvaluator
+from detlib.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detlib.evaluation.testing import print_csv_format, verify_results
 
 __all__ = [
     "COCOEvaluator",
+    "COCOPanopticEvaluator",
     "DatasetEvaluator",
     "DatasetEvaluators",
+    "SemSegEvaluator",
+    "build_evaluator",
     "inference_context",
     "inference_on_dataset",
     "print_csv_format",

@@ -1,8 +1,7 @@
-"""COCO's average precision for boxes, masks and keypoints."""
+"""COCO's average precision for boxes, masks and keypoints, and average recall for proposals."""
 
 import copy
 import itertools
-import json
 import logging
 import math
 import os
@@ -13,15 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tabulate import tabulate
 
 from detlib.config import CfgNode
 from detlib.data import MetadataCatalog
 from detlib.data.datasets.coco import convert_to_coco_json
 from detlib.evaluation.evaluator import DatasetEvaluator
+from detlib.evaluation.predictions import (
+    class_of_category,
+    gather_predictions,
+    save_predictions,
+    to_dataset_categories,
+    write_json,
+)
+from detlib.evaluation.proposal_recall import average_recalls, save_box_proposals
+from detlib.evaluation.tables import class_table, metric_table
 from detlib.structures import BoxMode, Instances
-from detlib.utils import comm
-from detlib.utils.errors import DatasetError
 from detlib.utils.file_io import PathManager
 
 if TYPE_CHECKING:
@@ -42,6 +47,8 @@ METRICS = {
 class COCOEvaluator(DatasetEvaluator):
     """Average precision, over all classes and per class, of the ``instances`` that a model predicts.
 
+    Of ``proposals``, where a model returns them, average recall is computed: the results of ``"box_proposals"``.
+
     Metrics are in percent, ``nan`` where undefined. Inputs need an ``image_id`` of the dataset, and boxes must be on
     the scale of the image file, as ``height`` and ``width`` of the input make them.
 
@@ -49,8 +56,9 @@ class COCOEvaluator(DatasetEvaluator):
         dataset_name: of a registered dataset. Without a ``json_file`` in its metadata, it is converted first.
         tasks: some of ``"bbox"``, ``"segm"`` and ``"keypoints"``; otherwise those that predictions have fields for.
         distributed: collect predictions from all processes; otherwise each evaluates its own.
-        output_dir: where to write ``coco_instances_results.json`` (COCO's result format) and
-            ``instances_predictions.pth``; otherwise nothing is written.
+        output_dir: where to write ``coco_instances_results.json`` (COCO's result format),
+            ``instances_predictions.pth`` and, for proposals, ``box_proposals.pkl``, which trains Fast R-CNN; otherwise
+            nothing is written.
         max_dets_per_image: highest scoring detections that count per image and class, 100 in COCO.
         use_fast_impl: compute with faster_coco_eval if it is installed. The numbers are the same.
         kpt_oks_sigmas: per keypoint, how far off it may be (cocodataset.org, keypoint evaluation); needed for
@@ -92,17 +100,19 @@ class COCOEvaluator(DatasetEvaluator):
         self._results: dict[str, dict[str, float]] = OrderedDict()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Convert and keep the ``instances`` of each output.
+        """Convert and keep the ``instances`` of each output, and its ``proposals``.
 
         Args:
             inputs: each with an ``image_id``.
-            outputs: each with ``instances`` on the scale of the image file.
+            outputs: each with ``instances`` or ``proposals`` on the scale of the image file.
         """
         for image, output in zip(inputs, outputs, strict=True):
             prediction = {"image_id": image["image_id"]}
             if "instances" in output:
                 instances = output["instances"].to(self._cpu_device)
                 prediction["instances"] = instances_to_coco_json(instances, image["image_id"])
+            if "proposals" in output:
+                prediction["proposals"] = output["proposals"].to(self._cpu_device)
             self._predictions.append(prediction)
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, Any]:
@@ -114,17 +124,20 @@ class COCOEvaluator(DatasetEvaluator):
         Returns:
             such as ``{"bbox": {"AP": 37.4, ..., "AP-person": 52.2}}``; empty in processes other than the main one.
         """
-        predictions = self._gather_predictions()
+        predictions = gather_predictions(self._predictions, self._dataset_name, self._distributed)
         if predictions is None:
             return {}
-        if not predictions:
-            raise DatasetError(f"There is nothing to evaluate: the model was run on no image of {self._dataset_name!r}")
-        if self._output_dir:
-            PathManager.mkdirs(self._output_dir)
-            with PathManager.open(os.path.join(self._output_dir, "instances_predictions.pth"), "wb") as f:
-                torch.save(predictions, f)
         self._results = OrderedDict()
-        self._eval_predictions(predictions, img_ids)
+        kinds = set().union(*predictions)
+        if "proposals" in kinds:
+            self._eval_box_proposals([p for p in predictions if img_ids is None or p["image_id"] in img_ids])
+            predictions = [{k: v for k, v in p.items() if k != "proposals"} for p in predictions]
+        if "instances" in kinds:
+            if self._output_dir:
+                save_predictions(predictions, self._output_dir, "instances_predictions.pth")
+            self._eval_predictions(predictions, img_ids)
+        if not kinds & {"instances", "proposals"}:
+            self._logger.warning("The model returns neither 'instances' nor 'proposals', so there is no AP to compute")
         return copy.deepcopy(self._results)
 
     def _load_ground_truth(self, allow_cached: bool) -> "COCO":
@@ -140,14 +153,6 @@ class COCOEvaluator(DatasetEvaluator):
             convert_to_coco_json(self._dataset_name, converted, allow_cached=allow_cached)
             return load_ground_truth(converted)
 
-    def _gather_predictions(self) -> list[dict[str, Any]] | None:
-        """Those of all processes; ``None`` in processes other than the main one."""
-        if not self._distributed or comm.get_world_size() == 1:
-            return self._predictions
-        comm.synchronize()
-        gathered = comm.gather(self._predictions, dst=0)
-        return list(itertools.chain(*gathered)) if comm.is_main_process() else None
-
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
         fields = set().union(*predictions)
         return ["bbox"] + [
@@ -159,10 +164,7 @@ class COCOEvaluator(DatasetEvaluator):
         detections = list(itertools.chain(*(prediction.get("instances", ()) for prediction in predictions)))
         detections = self._to_dataset_categories(detections)
         if self._output_dir:
-            path = os.path.join(self._output_dir, "coco_instances_results.json")
-            self._logger.info("Saving results to %s", path)
-            with PathManager.open(path, "w") as f:
-                json.dump(detections, f)
+            write_json(detections, self._output_dir, "coco_instances_results.json")
         if not self._do_evaluation:
             self._logger.info("%r has no annotations, so there is nothing to compare with", self._dataset_name)
             return
@@ -171,22 +173,17 @@ class COCOEvaluator(DatasetEvaluator):
             self._results[task] = self._derive_coco_results(evaluation, task, self._metadata.get("thing_classes"))
             self._hint_at_zero(task, len(detections), len(predictions))
 
+    def _eval_box_proposals(self, predictions: list[dict[str, Any]]) -> None:
+        if self._output_dir:
+            save_box_proposals(predictions, self._output_dir)
+        if self._do_evaluation:
+            self._results["box_proposals"] = average_recalls(predictions, self._coco_api)
+
     def _to_dataset_categories(self, detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Category ids of the dataset in place of the model's classes 0, 1, ..."""
-        category_of = {class_id: category for category, class_id in self._class_of_category().items()}
-        unknown = sorted({detection["category_id"] for detection in detections} - category_of.keys())
-        if unknown:
-            raise DatasetError(
-                f"The model predicted class {unknown[0]}, but dataset {self._dataset_name!r} has {len(category_of)} "
-                f"classes, numbered {min(category_of, default=0)} to {max(category_of, default=0)}; "
-                "set the model's NUM_CLASSES to their number, and load weights trained with these classes"
-            )
-        return [{**detection, "category_id": category_of[detection["category_id"]]} for detection in detections]
+        return to_dataset_categories(detections, self._class_of_category(), self._dataset_name)
 
     def _class_of_category(self) -> dict[int, int]:
-        """Category id in the dataset -> the model's class. The metadata lacks it until the dataset was loaded once."""
-        in_order = {category: index for index, category in enumerate(sorted(self._coco_api.getCatIds()))}
-        return self._metadata.get("thing_dataset_id_to_contiguous_id", in_order)
+        return class_of_category(self._metadata, self._coco_api.getCatIds())
 
     def _evaluate_task(
         self, task: str, detections: list[dict[str, Any]], img_ids: Sequence[int] | None
@@ -219,11 +216,11 @@ class COCOEvaluator(DatasetEvaluator):
             self._logger.warning("The model predicted nothing on any image of %r", self._dataset_name)
             return dict.fromkeys(metrics, math.nan)
         results = {name: _percent(value) for name, value in zip(metrics, coco_eval.stats, strict=False)}
-        self._logger.info("Evaluation results for %s:\n%s", iou_type, _row_table(results))
+        self._logger.info("Evaluation results for %s:\n%s", iou_type, metric_table(results))
         if class_names is None or len(class_names) <= 1:
             return results
         per_class = self._per_class_ap(coco_eval, class_names)
-        self._logger.info("%s AP per class:\n%s", iou_type, _class_table(per_class))
+        self._logger.info("%s AP per class:\n%s", iou_type, class_table(per_class))
         return {**results, **{f"AP-{name}": ap for name, ap in per_class.items()}}
 
     def _per_class_ap(self, coco_eval: "COCOeval", class_names: Sequence[str]) -> dict[str, float]:
@@ -291,18 +288,6 @@ def _check_tasks(tasks: Sequence[str] | None) -> list[str] | None:
 
 def _percent(value: float) -> float:
     return float(100 * value) if value >= 0 else math.nan
-
-
-def _row_table(results: dict[str, float]) -> str:
-    return tabulate([list(results.values())], headers=list(results), tablefmt="pipe", floatfmt=".3f", numalign="left")
-
-
-def _class_table(per_class: dict[str, float]) -> str:
-    """Three pairs of (class, AP) per row."""
-    cells = [cell for pair in per_class.items() for cell in pair]
-    width = min(6, len(cells))
-    rows = [cells[i : i + width] for i in range(0, len(cells), width)]
-    return tabulate(rows, headers=["class", "AP"] * (width // 2), tablefmt="pipe", floatfmt=".3f", numalign="left")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,58 @@
+"""The evaluator that fits a dataset, by the ``evaluator_type`` in its metadata."""
+
+from collections.abc import Callable
+
+from detlib.config import CfgNode
+from detlib.data import MetadataCatalog
+from detlib.evaluation.coco_evaluation import COCOEvaluator
+from detlib.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators
+from detlib.evaluation.panoptic_evaluation import COCOPanopticEvaluator
+from detlib.evaluation.sem_seg_evaluation import SemSegEvaluator
+from detlib.utils.errors import DatasetError
+
+__all__ = ["build_evaluator"]
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+    """Make the evaluator of a dataset, or several in one.
+
+    Args:
+        cfg: for what the metrics depend on besides the dataset: ``TEST.KEYPOINT_OKS_SIGMAS``.
+        dataset_name: of a registered dataset.
+        output_folder: where predictions are written; otherwise none are.
+
+    Raises:
+        DatasetError: the metadata has no ``evaluator_type``, or one that is not known.
+    """
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type not in EVALUATORS:
+        raise DatasetError(
+            f"dataset {dataset_name!r} has the evaluator_type {evaluator_type!r}; known are "
+            f"{', '.join(sorted(EVALUATORS))}. Set MetadataCatalog.get({dataset_name!r}).evaluator_type to one of "
+            "them, or override build_evaluator in a trainer of your own"
+        )
+    evaluators = EVALUATORS[evaluator_type](cfg, dataset_name, output_folder)
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def _coco(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
+    return [COCOEvaluator(name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)]
+
+
+def _sem_seg(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
+    return [SemSegEvaluator(name, output_dir=folder)]
+
+
+def _panoptic(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
+    """Panoptic quality, and what the dataset has of label maps and instances."""
+    metadata = MetadataCatalog.get(name)
+    evaluators = _sem_seg(cfg, name, folder) if metadata.get("sem_seg_root") else []
+    evaluators += _coco(cfg, name, folder) if metadata.get("json_file") else []
+    return [*evaluators, COCOPanopticEvaluator(name, folder)]
+
+
+EVALUATORS: dict[str, Callable[[CfgNode, str, str | None], list[DatasetEvaluator]]] = {
+    "coco": _coco,
+    "coco_panoptic_seg": _panoptic,
+    "sem_seg": _sem_seg,
+}
