@@ -11,6 +11,7 @@ from detlib.layers.losses import ciou_loss, diou_loss, giou_loss, sigmoid_focal_
 from detlib.layers.mask_ops import paste_masks_in_image
 from detlib.layers.nms import batched_nms, batched_nms_rotated, nms, nms_rotated
 from detlib.layers.roi_align import ROIAlign, roi_align
+from detlib.layers.roi_align_rotated import ROIAlignRotated, roi_align_rotated
 from detlib.layers.shape_spec import ShapeSpec
 from detlib.layers.wrappers import (
     Conv2d,
@@ -36,6 +37,7 @@ __all__ = [
     "ModulatedDeformConv",
     "NaiveSyncBatchNorm",
     "ROIAlign",
+    "ROIAlignRotated",
     "ShapeSpec",
     "batched_nms",
     "batched_nms_rotated",
@@ -53,6 +55,7 @@ __all__ = [
     "nonzero_tuple",
     "paste_masks_in_image",
     "roi_align",
+    "roi_align_rotated",
     "shapes_to_tensor",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
