@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from detlib.config import CfgNode, configurable
 from detlib.layers import Conv2d, ShapeSpec
 from detlib.modeling.anchor_generator import build_anchor_generator
+from detlib.modeling.backbone.backbone import select_shapes
 from detlib.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from detlib.modeling.matcher import Matcher
 from detlib.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
@@ -136,6 +137,7 @@ class RPN(nn.Module):
             smooth_l1_beta: where L2 turns into L1; 0 is L1.
         """
         super().__init__()
+        _check_box_dim(anchor_generator, box2box_transform)
         self.in_features = list(in_features)
         self.rpn_head = head
         self.anchor_generator = anchor_generator
@@ -158,7 +160,7 @@ class RPN(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         rpn = cfg.MODEL.RPN
-        shapes = _feature_shapes(input_shape, rpn.IN_FEATURES)
+        shapes = select_shapes(input_shape, rpn.IN_FEATURES, "MODEL.RPN.IN_FEATURES")
         return {
             "in_features": rpn.IN_FEATURES,
             "head": build_rpn_head(cfg, shapes),
@@ -318,7 +320,7 @@ class RPN(nn.Module):
 
         The arguments are as those of :meth:`losses`.
         """
-        return find_top_rpn_proposals(
+        return self._find_top_proposals(
             self._decode_proposals(anchors, pred_anchor_deltas),
             pred_objectness_logits,
             image_sizes,
@@ -328,6 +330,8 @@ class RPN(nn.Module):
             self.min_box_size,
             self.training,
         )
+
+    _find_top_proposals = staticmethod(find_top_rpn_proposals)
 
     def _decode_proposals(self, anchors: list[Boxes], pred_anchor_deltas: list[Tensor]) -> list[Tensor]:
         """The predicted boxes of each feature map, (N, H * W * A, D)."""
@@ -339,11 +343,15 @@ class RPN(nn.Module):
         return proposals
 
 
-def _feature_shapes(shapes: dict[str, ShapeSpec], in_features: list[str]) -> list[ShapeSpec]:
-    missing = [name for name in in_features if name not in shapes]
-    if missing or not in_features:
-        raise ConfigError(f"MODEL.RPN.IN_FEATURES is {list(in_features)}, but the backbone gives {', '.join(shapes)}.")
-    return [shapes[name] for name in in_features]
+def _check_box_dim(anchor_generator: nn.Module, box2box_transform: Any) -> None:
+    weights = getattr(box2box_transform, "weights", None)
+    box_dim = getattr(anchor_generator, "box_dim", 4)
+    if weights is not None and len(weights) != box_dim:
+        raise ConfigError(
+            f"the anchors have {box_dim} numbers, but MODEL.RPN.BBOX_REG_WEIGHTS is {tuple(weights)}. Upright boxes "
+            f"need PROPOSAL_GENERATOR.NAME: RPN, ANCHOR_GENERATOR.NAME: DefaultAnchorGenerator and 4 weights; "
+            f"rotated boxes RRPN, RotatedAnchorGenerator and 5 weights."
+        )
 
 
 def _same_for_all(what: str, values: list[int]) -> int:

@@ -282,29 +282,40 @@ def fast_rcnn_inference(
         For each image, Instances with ``pred_boxes``, ``scores`` and ``pred_classes``, best first; and for each of its
         detections the number of the region it comes from, counting only regions whose numbers are finite.
     """
+    limits = (score_thresh, nms_thresh, topk_per_image)
     results = [
-        _inference_single_image(*image, score_thresh, nms_thresh, topk_per_image)
-        for image in zip(boxes, scores, image_shapes, strict=True)
+        select_detections(image_boxes.unflatten(1, (-1, 4)), *image, *limits, box_type=Boxes, nms=batched_nms)
+        for image_boxes, *image in zip(boxes, scores, image_shapes, strict=True)
     ]
     return [instances for instances, _ in results], [kept for _, kept in results]
 
 
-def _inference_single_image(
+def select_detections(
     boxes: Tensor,
     scores: Tensor,
     image_size: tuple[int, int],
     score_thresh: float,
     nms_thresh: float,
     topk_per_image: int,
+    *,
+    box_type: type[Boxes],
+    nms: Callable[[Tensor, Tensor, Tensor, float], Tensor],
 ) -> tuple[Instances, Tensor]:
+    """As :func:`fast_rcnn_inference`, for one image and boxes of any type.
+
+    Args:
+        boxes: (R, B, box dimension).
+        scores: (R, K + 1).
+        nms: takes boxes, scores, their classes and a threshold, and returns the kept, best first.
+    """
     # A region that overflowed (float16) is left out rather than the image.
-    finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
+    finite = boxes.isfinite().all(dim=-1).all(dim=-1) & scores.isfinite().all(dim=1)
     boxes, scores = boxes[finite], scores[finite]
     region, classes = (scores[:, :-1] > score_thresh).nonzero(as_tuple=True)
-    boxes = Boxes(boxes.unflatten(1, (-1, 4))[region, classes if boxes.shape[1] > 4 else 0])
+    boxes = box_type(boxes[region, classes if boxes.shape[1] > 1 else 0])
     boxes.clip(image_size)
     scores = scores[region, classes]
-    keep = batched_nms(boxes.tensor, scores, classes, nms_thresh)
+    keep = nms(boxes.tensor, scores, classes, nms_thresh)
     if topk_per_image >= 0:
         keep = keep[:topk_per_image]
     result = Instances(image_size, pred_boxes=boxes[keep], scores=scores[keep], pred_classes=classes[keep])

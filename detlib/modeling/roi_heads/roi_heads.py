@@ -117,7 +117,7 @@ class ROIHeads(nn.Module):
             proposals = add_ground_truth_to_proposals(targets, proposals)
         sampled_proposals, num_fg, num_bg = [], 0, 0
         for proposals_per_image, targets_per_image in zip(proposals, targets, strict=True):
-            quality = pairwise_iou(targets_per_image.gt_boxes, proposals_per_image.proposal_boxes)  # (M, R)
+            quality = self._overlaps(targets_per_image.gt_boxes, proposals_per_image.proposal_boxes)  # (M, R)
             matches, match_labels = self.proposal_matcher(quality)
             sampled, gt_classes = self._sample_proposals(matches, match_labels, targets_per_image.gt_classes)
             sampled_per_image = proposals_per_image[sampled]
@@ -132,6 +132,10 @@ class ROIHeads(nn.Module):
         log_scalar("roi_head/num_fg_samples", num_fg / max(len(proposals), 1))
         log_scalar("roi_head/num_bg_samples", num_bg / max(len(proposals), 1))
         return sampled_proposals
+
+    @staticmethod
+    def _overlaps(gt_boxes: Boxes, proposal_boxes: Boxes) -> Tensor:
+        return pairwise_iou(gt_boxes, proposal_boxes)
 
     def _sample_proposals(self, matches: Tensor, match_labels: Tensor, gt_classes: Tensor) -> tuple[Tensor, Tensor]:
         """Indices of the proposals to train on, and their classes, from the match of all R proposals of an image."""
