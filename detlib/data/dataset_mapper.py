@@ -63,6 +63,7 @@ class DatasetMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         crops = is_train and cfg.INPUT.CROP.ENABLED
+        jitters = is_train and cfg.INPUT.LARGE_SCALE_JITTER.ENABLED
         augmentations = utils.build_augmentation(cfg, is_train)
         if crops:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
@@ -73,7 +74,7 @@ class DatasetMapper:
             "use_instance_mask": cfg.MODEL.MASK_ON,
             "instance_mask_format": cfg.INPUT.MASK_FORMAT,
             "use_keypoint": cfg.MODEL.KEYPOINT_ON,
-            "recompute_boxes": crops and cfg.MODEL.MASK_ON,
+            "recompute_boxes": (crops or jitters) and cfg.MODEL.MASK_ON,
         }
         if cfg.MODEL.KEYPOINT_ON:
             arguments["keypoint_hflip_indices"] = utils.create_keypoint_hflip_indices(cfg.DATASETS.TRAIN)

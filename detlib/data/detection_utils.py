@@ -310,16 +310,24 @@ def get_fed_loss_cls_weights(dataset_names: str | Sequence[str], freq_weight_pow
 
 
 def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Build what ``INPUT`` asks for: resizing and, in training, flipping."""
+    """Build what ``INPUT`` asks for: resizing (or large scale jitter) and, in training, flipping."""
     if not is_train:
         return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     flip = cfg.INPUT.RANDOM_FLIP
     if flip not in ("horizontal", "vertical", "none"):
         raise ConfigError(f"INPUT.RANDOM_FLIP must be 'horizontal', 'vertical' or 'none', got {flip!r}")
-    resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+    jitter = cfg.INPUT.LARGE_SCALE_JITTER
+    if jitter.ENABLED:
+        resize = [
+            T.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, *jitter.SIZE),
+            T.FixedSizeCrop(tuple(jitter.SIZE), pad=jitter.PAD),
+        ]
+    else:
+        lengths, sampling = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+        resize = [T.ResizeShortestEdge(lengths, cfg.INPUT.MAX_SIZE_TRAIN, sampling)]
     if flip == "none":
-        return [resize]
-    return [resize, T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
+        return resize
+    return [*resize, T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
 
 
 build_transform_gen = build_augmentation

@@ -47,24 +47,27 @@ class GradientClipType(Enum):
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
-    """SGD over the trainable parameters, with gradient clipping if the config wants it."""
+    """What SOLVER.OPTIMIZER names, over the trainable parameters, with gradient clipping if the config wants it."""
     params = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        lr_factor_func=_lr_factor_by_depth(cfg.SOLVER.LAYER_DECAY, model),
+        overrides={name: {"weight_decay": 0.0} for name in cfg.SOLVER.NO_WEIGHT_DECAY},
     )
     if not params:
         raise ConfigError("the model has no trainable parameter; is MODEL.BACKBONE.FREEZE_AT too high?")
-    return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
-        params,
-        lr=cfg.SOLVER.BASE_LR,
-        momentum=cfg.SOLVER.MOMENTUM,
-        nesterov=cfg.SOLVER.NESTEROV,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        foreach=True,
-    )
+    shared = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY, "foreach": True}
+    name = cfg.SOLVER.OPTIMIZER
+    if name == "SGD":
+        optimizer, own = torch.optim.SGD, {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
+    elif name == "AdamW":
+        optimizer, own = torch.optim.AdamW, {"betas": tuple(cfg.SOLVER.BETAS)}
+    else:
+        raise ConfigError(f"SOLVER.OPTIMIZER is {name!r}; it must be SGD or AdamW")
+    return maybe_add_gradient_clipping(cfg, optimizer)(params, **shared, **own)
 
 
 def get_default_optimizer_params(
@@ -230,6 +233,26 @@ def _trainable_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Module, nn
             if param.requires_grad and param not in seen:
                 seen.add(param)
                 yield f"{prefix}.{name}" if prefix else name, module, param
+
+
+def _lr_factor_by_depth(decay: float, model: nn.Module) -> Callable[[str], float] | None:
+    """Full parameter name -> factor of the learning rate, as modules with a method ``lr_factor(name, decay)`` say."""
+    if decay == 1.0:
+        return None
+    graded = {f"{prefix}.".lstrip("."): m for prefix, m in model.named_modules() if hasattr(m, "lr_factor")}
+    if not graded:
+        raise ConfigError(
+            f"SOLVER.LAYER_DECAY is {decay}, but no part of this model says how deep its layers lie; a ViT backbone "
+            "does. Set it to 1.0, or give a module a method lr_factor(name, decay)"
+        )
+
+    def factor(name: str) -> float:
+        for prefix, module in graded.items():
+            if name.startswith(prefix):
+                return module.lr_factor(name.removeprefix(prefix), decay)
+        return 1.0
+
+    return factor
 
 
 def _with_bias_options(

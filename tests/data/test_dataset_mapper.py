@@ -135,6 +135,16 @@ def test_config_decides_on_augmentations(tiny_cfg, training_sample):
     assert test(training_sample)["image"].shape == (3, 64, 128)
 
 
+def test_large_scale_jitter_recomputes_boxes_from_masks_in_training(tiny_cfg, training_sample):
+    tiny_cfg.MODEL.MASK_ON = True
+    assert not DatasetMapper(tiny_cfg).recompute_boxes
+    tiny_cfg.INPUT.LARGE_SCALE_JITTER.merge_from_list(["ENABLED", True, "SIZE", [32, 48]])
+    train, test = DatasetMapper(tiny_cfg), DatasetMapper(tiny_cfg, is_train=False)
+    assert (train.recompute_boxes, test.recompute_boxes) == (True, False)
+    assert train(training_sample)["image"].shape == (3, 32, 48)
+    assert test(training_sample)["image"].shape == (3, 64, 128)
+
+
 def test_config_with_keypoints_takes_the_flip_map_of_the_dataset(tiny_cfg, metadata):
     metadata("faces", keypoint_names=("left", "right"), keypoint_flip_map=(("left", "right"),))
     tiny_cfg.DATASETS.TRAIN = ("faces",)

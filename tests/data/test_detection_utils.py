@@ -199,6 +199,22 @@ def test_augmentation_of_training_resizes_and_flips():
         utils.build_augmentation(cfg, True)
 
 
+@pytest.mark.parametrize(("pad", "size"), [(True, (64, 96)), (False, (50, 25))])
+def test_large_scale_jitter_fits_the_image_into_a_size_and_crops_to_it(pad, size):
+    cfg = get_cfg()
+    cfg.INPUT.LARGE_SCALE_JITTER.merge_from_list(["ENABLED", True, "SIZE", [64, 96], "PAD", pad])
+    cfg.INPUT.LARGE_SCALE_JITTER.merge_from_list(["MIN_SCALE", 50 / 64, "MAX_SCALE", 50 / 64])
+    augmentations = utils.build_augmentation(cfg, True)
+    assert [type(a) for a in augmentations] == [T.ResizeScale, T.FixedSizeCrop, T.RandomFlip]
+    sample = T.AugInput(np.zeros((100, 50, 3), np.uint8))
+    T.AugmentationList(augmentations)(sample)
+    assert sample.image.shape[:2] == size
+    cfg.INPUT.LARGE_SCALE_JITTER.merge_from_list(["MIN_SCALE", 2.0, "MAX_SCALE", 2.0])
+    sample = T.AugInput(np.zeros((100, 150, 3), np.uint8))
+    T.AugmentationList(utils.build_augmentation(cfg, True))(sample)
+    assert sample.image.shape[:2] == (64, 96)  # Cut from 128 x 192.
+
+
 def test_augmentation_of_evaluation_only_resizes():
     (resize,) = utils.build_augmentation(get_cfg(), False)
     transform = resize.get_transform(np.zeros((400, 500, 3), np.uint8))

@@ -84,6 +84,48 @@ def test_optimizer_of_a_frozen_model_is_an_error_that_says_so(cfg, model):
         build_optimizer(cfg, model.requires_grad_(False))
 
 
+def test_adamw_from_the_config(cfg, model):
+    cfg.merge_from_list(["SOLVER.OPTIMIZER", "AdamW", "SOLVER.BETAS", (0.8, 0.9), "SOLVER.WEIGHT_DECAY", 0.3])
+    cfg.SOLVER.NO_WEIGHT_DECAY = ["bias"]
+    optimizer = build_optimizer(cfg, model)
+    assert type(optimizer) is torch.optim.AdamW
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.9)}
+    decay = {name: options["weight_decay"] for name, options in by_name(model, optimizer.param_groups).items()}
+    assert decay == {"0.weight": 0.3, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0}
+
+
+def test_unknown_optimizer_is_named(cfg, model):
+    cfg.SOLVER.OPTIMIZER = "Adam"
+    with pytest.raises(ConfigError, match=r"'Adam'.*SGD or AdamW"):
+        build_optimizer(cfg, model)
+
+
+class Graded(nn.Module):
+    """Layers "0" and "1", the first of which lies one deeper."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+
+    def lr_factor(self, name, decay):
+        return decay if name == "layers.0.weight" else 1.0
+
+
+def test_layer_decay_asks_the_modules_that_know_their_depth(cfg):
+    cfg.merge_from_list(["SOLVER.LAYER_DECAY", 0.5, "SOLVER.BASE_LR", 8.0])
+    rates = {"layers.0.weight": 4.0, "layers.1.weight": 8.0}
+    for prefix, model in (("", Graded()), ("net.", nn.ModuleDict({"net": Graded(), "head": nn.Linear(1, 1)}))):
+        options = by_name(model, build_optimizer(cfg, model).param_groups)
+        assert {name: options[prefix + name]["lr"] for name in rates} == rates
+    assert options["head.weight"]["lr"] == 8.0
+
+
+def test_layer_decay_of_a_model_without_depth_is_refused(cfg, model):
+    cfg.SOLVER.LAYER_DECAY = 0.5
+    with pytest.raises(ConfigError, match=r"LAYER_DECAY is 0.5, but no part"):
+        build_optimizer(cfg, model)
+
+
 def clipped_gradients(cfg, clip_type, as_object=False):
     """Gradients of two parameters after a step: 3, 4 in the first, 12 in the second, limited to 1."""
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True

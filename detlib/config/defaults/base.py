@@ -23,6 +23,16 @@ INPUT = {
         # Height and width, as parts of the image or in pixels.
         "SIZE": [0.9, 0.9],
     },
+    # Large scale jitter (arXiv:2012.07177) in training, in place of MIN_SIZE_TRAIN and MAX_SIZE_TRAIN: fit the image
+    # into SIZE (height, width) times a factor between the two scales, then crop it to SIZE.
+    "LARGE_SCALE_JITTER": {
+        "ENABLED": False,
+        "MIN_SCALE": 0.1,
+        "MAX_SCALE": 2.0,
+        "SIZE": [1024, 1024],
+        # Fill smaller images up to SIZE with grey, which then is part of the image.
+        "PAD": True,
+    },
     # Channel order or colour space that the model is fed: "BGR", "RGB", "L", ...
     "FORMAT": "BGR",
     # What masks are loaded as: "polygon" or "bitmask".
@@ -67,8 +77,13 @@ SOLVER = {
     # Learning rate after warm-up, and the one that a cosine schedule ends with.
     "BASE_LR": 0.001,
     "BASE_LR_END": 0.0,
+    # "SGD", with MOMENTUM and NESTEROV, or "AdamW", with BETAS.
+    "OPTIMIZER": "SGD",
     "MOMENTUM": 0.9,
     "NESTEROV": False,
+    "BETAS": (0.9, 0.999),
+    # Factor on the learning rate from each transformer layer to the one below (ViT); 1 gives all layers the same rate.
+    "LAYER_DECAY": 1.0,
     # Weight decay in general, and that of normalisation layers.
     "WEIGHT_DECAY": 0.0001,
     "WEIGHT_DECAY_NORM": 0.0,
@@ -93,6 +108,8 @@ SOLVER = {
     # Factor on the learning rate of biases, and their weight decay (None: as other weights).
     "BIAS_LR_FACTOR": 1.0,
     "WEIGHT_DECAY_BIAS": None,
+    # Parameters without weight decay, by the last part of their name, such as "pos_embed".
+    "NO_WEIGHT_DECAY": [],
     "CLIP_GRADIENTS": {
         "ENABLED": False,
         # "value" clips each entry, "norm" the norm of each parameter, "full_model" that of all together.
