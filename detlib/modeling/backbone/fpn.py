@@ -79,6 +79,11 @@ class FPN(Backbone):
         self.bottom_up = bottom_up
 
         if top_block is not None:
+            if top_block.in_feature not in (*input_shapes, *(f"p{stage}" for stage in stages)):
+                raise ConfigError(
+                    f"{type(top_block).__name__} builds on {top_block.in_feature!r}, but the levels are "
+                    f"{', '.join(f'p{stage}' for stage in stages)}; change MODEL.FPN.IN_FEATURES or TOP_BLOCK."
+                )
             stages += range(stages[-1] + 1, stages[-1] + 1 + top_block.num_levels)
         self._out_features = [f"p{stage}" for stage in stages]
         self._out_feature_strides = {f"p{stage}": 2**stage for stage in stages}

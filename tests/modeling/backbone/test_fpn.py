@@ -77,6 +77,11 @@ def test_rcnn_subsamples_p5_to_p6():
     torch.testing.assert_close(maps["p6"], maps["p5"][:, :, ::2, ::2])
 
 
+def test_top_block_without_its_level_is_refused():
+    with pytest.raises(ConfigError, match=r"LastLevelMaxPool builds on 'p5', but the levels are p3, p4"):
+        FPN(Maps(), ["res3", "res4"], 5, top_block=LastLevelMaxPool())
+
+
 def test_input_must_be_a_multiple_of_the_coarsest_lateral():
     assert fpn(top_block=LastLevelP6P7(8, 5)).size_divisibility == 32
 
