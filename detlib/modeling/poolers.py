@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import RoIPool
 
-from detlib.layers import ROIAlign
-from detlib.structures import Boxes
+from detlib.layers import ROIAlign, ROIAlignRotated
+from detlib.structures import Boxes, RotatedBoxes
 from detlib.utils.errors import ConfigError
 
 __all__ = ["ROIPooler", "assign_boxes_to_levels"]
@@ -52,7 +52,7 @@ class ROIPooler(nn.Module):
             _build_pooler(pooler_type, self.output_size, scale, sampling_ratio) for scale in scales
         )
 
-    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+    def forward(self, x: list[Tensor], box_lists: list[Boxes | RotatedBoxes]) -> Tensor:
         """
         Args:
             x: L feature maps of shape (N, C, H, W), finest first.
@@ -80,7 +80,7 @@ class ROIPooler(nn.Module):
 
 
 def assign_boxes_to_levels(
-    box_lists: list[Boxes],
+    box_lists: list[Boxes | RotatedBoxes],
     min_level: int,
     max_level: int,
     canonical_box_size: int,
@@ -97,7 +97,7 @@ def assign_boxes_to_levels(
     return levels.clamp(min_level, max_level).to(torch.int64) - min_level
 
 
-def _join(box_lists: list[Boxes]) -> Tensor:
+def _join(box_lists: list[Boxes | RotatedBoxes]) -> Tensor:
     """(R, 1 + box dimension): the number of the image, then the box."""
     numbered = []
     for number, boxes in enumerate(box_lists):
@@ -121,8 +121,6 @@ def _build_pooler(pooler_type: str, output_size: tuple[int, int], scale: float, 
     if pooler_type == "ROIPool":
         return RoIPool(output_size, scale)
     if pooler_type == "ROIAlignRotated":
-        from detlib.layers import ROIAlignRotated
-
         return ROIAlignRotated(output_size, scale, sampling_ratio)
     raise ConfigError(
         f"POOLER_TYPE is {pooler_type!r}; it must be one of ROIAlignV2, ROIAlign, ROIPool and ROIAlignRotated."

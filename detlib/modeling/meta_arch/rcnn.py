@@ -14,7 +14,7 @@ from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.postprocessing import detector_postprocess
 from detlib.modeling.preprocessing import ImagePreprocessor, instances_of, output_size_of
 from detlib.modeling.proposal_generator import build_proposal_generator
-from detlib.modeling.roi_heads.roi_heads import ROIHeads, build_roi_heads
+from detlib.modeling.roi_heads import ROIHeads, build_roi_heads
 from detlib.modeling.training_picture import put_training_picture
 from detlib.structures import ImageList, Instances
 from detlib.utils.errors import DatasetError

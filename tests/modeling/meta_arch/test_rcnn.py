@@ -125,7 +125,7 @@ def test_precomputed_proposals_replace_the_generator(tiny_rcnn_cfg, batch):
     tiny_rcnn_cfg.MODEL.LOAD_PROPOSALS = True
     tiny_rcnn_cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
     model = build_model(tiny_rcnn_cfg).train()
-    with pytest.raises(DatasetError, match="DATASETS.PROPOSAL_FILES_TRAIN"):
+    with pytest.raises(DatasetError, match=r"DATASETS.PROPOSAL_FILES_TRAIN"):
         model(batch)
     for x in batch:
         boxes = Boxes(BOXES)
@@ -137,11 +137,11 @@ def test_precomputed_proposals_replace_the_generator(tiny_rcnn_cfg, batch):
 def test_training_without_labels_names_the_image(tiny_rcnn_cfg, sample):
     unlabelled = {**sample(64, 64), "file_name": "a.jpg"}
     del unlabelled["instances"]
-    with pytest.raises(DatasetError, match="'a.jpg' has only"):
+    with pytest.raises(DatasetError, match=r"'a.jpg' has only"):
         build_model(tiny_rcnn_cfg).train()([unlabelled])
 
 
 def test_channels_that_do_not_fit_name_the_config_key(tiny_rcnn_cfg, sample):
     grey = {**sample(64, 64), "image": torch.zeros(1, 64, 64)}
-    with pytest.raises(DatasetError, match="MODEL.PIXEL_MEAN"):
+    with pytest.raises(DatasetError, match=r"MODEL.PIXEL_MEAN"):
         build_model(tiny_rcnn_cfg).eval()([grey])

@@ -4,9 +4,12 @@ from torch import nn
 
 from detlib.layers import ShapeSpec
 from detlib.modeling.matcher import Matcher
-from detlib.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY, ROIHeads, StandardROIHeads, build_roi_heads
 from detlib.modeling.roi_heads.roi_heads import (
+    ROI_HEADS_REGISTRY,
     Res5ROIHeads,
+    ROIHeads,
+    StandardROIHeads,
+    build_roi_heads,
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
 )
