@@ -36,6 +36,7 @@ class DatasetMapper:
         keypoint_hflip_indices: np.ndarray | None = None,
         precomputed_proposal_topk: int | None = None,
         recompute_boxes: bool = False,
+        use_rotated_boxes: bool = False,
     ) -> None:
         """
         Args:
@@ -47,7 +48,14 @@ class DatasetMapper:
             keypoint_hflip_indices: see detection_utils.create_keypoint_hflip_indices.
             precomputed_proposal_topk: how many precomputed proposals to keep; None ignores them.
             recompute_boxes: make boxes tight around the masks again, as a crop cuts objects.
+            use_rotated_boxes: make RotatedBoxes, at an angle of 0 where annotations have none; otherwise rotated
+                boxes of annotations become the upright boxes around them. Masks and keypoints go with upright boxes.
         """
+        if use_rotated_boxes and (use_instance_mask or use_keypoint):
+            raise ConfigError(
+                "masks and keypoints are for upright boxes; with rotated ones (MODEL.ANCHOR_GENERATOR.NAME is "
+                "RotatedAnchorGenerator), set MODEL.MASK_ON and MODEL.KEYPOINT_ON to False"
+            )
         if recompute_boxes and not use_instance_mask:
             raise ConfigError("recompute_boxes takes boxes from masks, hence needs use_instance_mask (MODEL.MASK_ON)")
         self.is_train = is_train
@@ -59,6 +67,7 @@ class DatasetMapper:
         self.keypoint_hflip_indices = keypoint_hflip_indices
         self.proposal_topk = precomputed_proposal_topk
         self.recompute_boxes = recompute_boxes
+        self.use_rotated_boxes = use_rotated_boxes
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -75,6 +84,7 @@ class DatasetMapper:
             "instance_mask_format": cfg.INPUT.MASK_FORMAT,
             "use_keypoint": cfg.MODEL.KEYPOINT_ON,
             "recompute_boxes": (crops or jitters) and cfg.MODEL.MASK_ON,
+            "use_rotated_boxes": utils.uses_rotated_boxes(cfg),
         }
         if cfg.MODEL.KEYPOINT_ON:
             arguments["keypoint_hflip_indices"] = utils.create_keypoint_hflip_indices(cfg.DATASETS.TRAIN)
@@ -116,15 +126,17 @@ class DatasetMapper:
         self, dataset_dict: dict[str, Any], transforms: T.Transform, image_shape: tuple[int, int]
     ) -> None:
         """Replace "annotations" by "instances". Crowd regions are no objects to learn, hence left out."""
+        objects = [self._without_unused(a) for a in dataset_dict.pop("annotations") if a.get("iscrowd", 0) == 0]
+        if self.use_rotated_boxes:
+            objects = [utils.transform_instance_annotations_rotated(a, transforms) for a in objects]
+            instances = utils.annotations_to_instances_rotated(objects, image_shape)
+            dataset_dict["instances"] = utils.filter_invisible_rotated(instances)
+            return
         annotations = [
             utils.transform_instance_annotations(
-                self._without_unused(annotation),
-                transforms,
-                image_shape,
-                keypoint_hflip_indices=self.keypoint_hflip_indices,
+                annotation, transforms, image_shape, keypoint_hflip_indices=self.keypoint_hflip_indices
             )
-            for annotation in dataset_dict.pop("annotations")
-            if annotation.get("iscrowd", 0) == 0
+            for annotation in objects
         ]
         instances = utils.annotations_to_instances(annotations, image_shape, mask_format=self.instance_mask_format)
         if self.recompute_boxes and instances.has("gt_masks"):

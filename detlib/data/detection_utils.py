@@ -16,12 +16,19 @@ from detlib.data.image_reading import (
     convert_PIL_to_numpy,
     read_image,
 )
+from detlib.data.rotated_annotations import (
+    annotations_to_instances_rotated,
+    filter_invisible_rotated,
+    transform_instance_annotations_rotated,
+    uses_rotated_boxes,
+)
 from detlib.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks, polygons_to_bitmask
 from detlib.utils.errors import ConfigError, DatasetError
 
 __all__ = [
     "SizeMismatchError",
     "annotations_to_instances",
+    "annotations_to_instances_rotated",
     "build_augmentation",
     "build_transform_gen",
     "check_image_size",
@@ -30,11 +37,14 @@ __all__ = [
     "convert_image_to_rgb",
     "create_keypoint_hflip_indices",
     "filter_empty_instances",
+    "filter_invisible_rotated",
     "get_fed_loss_cls_weights",
     "read_image",
     "transform_instance_annotations",
+    "transform_instance_annotations_rotated",
     "transform_keypoint_annotations",
     "transform_proposals",
+    "uses_rotated_boxes",
 ]
 
 

@@ -1,7 +1,8 @@
 """Datasets in COCO's JSON format: read, register, write; and pairs of images and semantic label maps.
 
-A box in the files is XYWH in pixels. A keypoint there is the index of a pixel, in the loaded samples a point of the
-plane in which pixel (0, 0) covers [0, 1) x [0, 1): reading adds 0.5, writing takes it away.
+A box in the files is XYWH in pixels, or XYWHA, a rotated box, if it is five numbers. A keypoint there is the index of
+a pixel, in the loaded samples a point of the plane in which pixel (0, 0) covers [0, 1) x [0, 1): reading adds 0.5,
+writing takes it away.
 """
 
 import json
@@ -218,7 +219,7 @@ def _check_boxes(annotations: list[Entry], json_file: str) -> None:
         found = "; ".join(f"annotation {a['id']} of image {a['image_id']!r}: {a['bbox']}" for a in bad[:5])
         raise DatasetError(
             f"{json_file}: {len(bad)} boxes are not four finite numbers [x, y, width, height]: {found}. "
-            "Correct or delete them."
+            "Correct or delete them. (Rotated boxes are five: [center x, center y, width, height, degrees].)"
         )
     flat = [a["id"] for a in annotations if a["bbox"][2] <= 0 or a["bbox"][3] <= 0]
     if flat:
@@ -230,8 +231,7 @@ def _check_boxes(annotations: list[Entry], json_file: str) -> None:
 
 def _is_box(box: Any) -> bool:
     try:
-        x, y, width, height = box
-        return math.isfinite(x) and math.isfinite(y) and math.isfinite(width) and math.isfinite(height)
+        return len(box) in (4, 5) and all(math.isfinite(number) for number in box)
     except (TypeError, ValueError):
         return False
 
@@ -257,7 +257,7 @@ def _instance(annotation: Entry, category_id: int, extra_keys: Iterable[str], js
     instance = {
         "iscrowd": annotation.get("iscrowd", 0),
         "bbox": annotation["bbox"],
-        "bbox_mode": BoxMode.XYWH_ABS,
+        "bbox_mode": BoxMode.XYWHA_ABS if len(annotation["bbox"]) == 5 else BoxMode.XYWH_ABS,
         "category_id": category_id,
     }
     instance.update((key, annotation[key]) for key in extra_keys if key in annotation)

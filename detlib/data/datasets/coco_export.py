@@ -80,7 +80,9 @@ def _plain(value: Any) -> Any:
 
 
 def _annotation(instance: dict[str, Any], dataset_ids: dict[int, int]) -> dict[str, Any]:
-    box = BoxMode.convert([float(x) for x in instance["bbox"]], instance["bbox_mode"], BoxMode.XYWH_ABS)
+    mode = instance["bbox_mode"]  # Rotated boxes stay as they are, five numbers.
+    written = mode if mode == BoxMode.XYWHA_ABS else BoxMode.XYWH_ABS
+    box = BoxMode.convert([float(x) for x in instance["bbox"]], mode, written)
     annotation = {
         "bbox": [round(x, 3) for x in box],
         "area": float(box[2] * box[3]),

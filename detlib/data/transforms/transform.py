@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform, Transform, TransformList
+from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform, TransformList
 from PIL import Image
 
 __all__ = [
@@ -253,27 +253,22 @@ class PILColorTransform(ColorTransform):
         return np.asarray(self.op(Image.fromarray(img)))
 
 
-def _flip_rotated_box(transform: HFlipTransform, rotated_boxes: np.ndarray) -> np.ndarray:
-    """Mirror boxes (N, 5) given as x and y of the center, width, height, angle in degrees, counter-clockwise."""
-    rotated_boxes[:, 0] = transform.width - rotated_boxes[:, 0]
-    rotated_boxes[:, 4] = -rotated_boxes[:, 4]
-    return rotated_boxes
+def _apply_rotated_box(transform: Transform, rotated_boxes: np.ndarray) -> np.ndarray:
+    """Transform boxes (N, 5): x and y of the center, width, height, angle in degrees, counter-clockwise.
 
-
-def _resize_rotated_box(transform: ResizeTransform, rotated_boxes: np.ndarray) -> np.ndarray:
-    """Scale boxes (N, 5). A rotated box scaled unevenly is no rectangle: sides keep their scaled length, and the
-    angle is that of the side that was the height.
+    The sides of a box go where the image goes. Where it is sheared, or scaled unevenly, a box becomes a parallelogram;
+    then sides keep their new length, and the angle is that of the side that was the height.
     """
-    scale_x, scale_y = transform.new_w / transform.w, transform.new_h / transform.h
-    rotated_boxes[:, 0] *= scale_x
-    rotated_boxes[:, 1] *= scale_y
-    theta = np.deg2rad(rotated_boxes[:, 4])
-    cos, sin = np.cos(theta), np.sin(theta)
-    rotated_boxes[:, 2] *= np.hypot(scale_x * cos, scale_y * sin)
-    rotated_boxes[:, 3] *= np.hypot(scale_x * sin, scale_y * cos)
-    rotated_boxes[:, 4] = np.rad2deg(np.arctan2(scale_x * sin, scale_y * cos))
-    return rotated_boxes
+    boxes = np.asarray(rotated_boxes, dtype=float).reshape(-1, 5)
+    centers, angle = boxes[:, :2], np.deg2rad(boxes[:, 4])
+    cos, sin = np.cos(angle), np.sin(angle)
+    along_width, along_height = np.column_stack((cos, -sin)), np.column_stack((sin, cos))
+    points = np.concatenate((centers, centers + along_width, centers + along_height))
+    centers, along_width, along_height = np.split(transform.apply_coords(points), 3)
+    along_width, along_height = along_width - centers, along_height - centers
+    width = boxes[:, 2] * np.hypot(*along_width.T)
+    height = boxes[:, 3] * np.hypot(*along_height.T)
+    return np.column_stack((centers, width, height, np.rad2deg(np.arctan2(*along_height.T))))
 
 
-HFlipTransform.register_type("rotated_box", _flip_rotated_box)
-ResizeTransform.register_type("rotated_box", _resize_rotated_box)
+Transform.register_type("rotated_box", _apply_rotated_box)

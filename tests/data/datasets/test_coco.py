@@ -47,6 +47,13 @@ def test_samples_come_in_the_order_of_image_ids(load):
     ]
 
 
+def test_box_of_five_numbers_is_a_rotated_one(load, content):
+    content["annotations"][0]["bbox"] = [3, 2, 4, 2, -30.5]
+    (annotation,) = load()[1]["annotations"]
+    assert annotation["bbox"] == [3, 2, 4, 2, -30.5]
+    assert annotation["bbox_mode"] == BoxMode.XYWHA_ABS
+
+
 def test_category_ids_with_gaps_become_contiguous(load):
     assert load(dataset_name=NAME)[1]["annotations"][0]["category_id"] == 2
     metadata = MetadataCatalog.get(NAME)
@@ -130,6 +137,7 @@ def test_invalid_json_is_located(tmp_path):
         (lambda c: c["images"].append(c["images"][0]), "1 image ids come twice: 7"),
         (lambda c: c["annotations"][0].update(bbox=[1, 1, float("nan"), 3]), r"annotation 1 of image 7: \[1, 1, nan"),
         (lambda c: c["annotations"][0].update(bbox=[1, 1, 2]), r"annotation 1 of image 7: \[1, 1, 2\]"),
+        (lambda c: c["annotations"][0].update(bbox=[1] * 6), r"annotation 1 of image 7: \[1, 1, 1, 1, 1, 1\]"),
         (lambda c: c["annotations"][0].update(bbox=None), "annotation 1 of image 7: None"),
         (lambda c: c["annotations"][0].update(segmentation=[1, 1, 3, 1, 3, 4]), "annotation 1 .*polygons"),
         (lambda c: c["annotations"][0].update(segmentation={"counts": [5]}), "annotation 1 .*'size'"),

@@ -45,6 +45,12 @@ def test_box_is_written_as_xywh_with_its_area(export):
     assert content["categories"] == [{"id": 0, "name": "disc"}, {"id": 1, "name": "ring"}]
 
 
+def test_rotated_box_stays_as_it_is(export):
+    content = export(instance(bbox=[3.0, 2.0, 4.0, 2.0, -30.5], bbox_mode=BoxMode.XYWHA_ABS))
+    assert content["annotations"][0]["bbox"] == [3, 2, 4, 2, -30.5]
+    assert content["annotations"][0]["area"] == 8
+
+
 def test_original_category_ids_come_back(export):
     mapping = {3: 0, 8: 1}
     content = export(instance(), thing_classes=["disc", "ring"], thing_dataset_id_to_contiguous_id=mapping)

@@ -129,12 +129,34 @@ def test_color_transform_without_function_is_refused():
         T.ColorTransform(0.5)
 
 
-def test_flip_mirrors_rotated_boxes():
-    boxes = T.HFlipTransform(100).apply_rotated_box(np.array([[30.0, 20.0, 10.0, 4.0, 25.0]]))
-    assert boxes.tolist() == [[70, 20, 10, 4, -25]]
+@pytest.mark.parametrize(
+    ("transform", "expected"),
+    [
+        (T.NoOpTransform(), [30, 20, 10, 4, 25]),
+        (T.HFlipTransform(100), [70, 20, 10, 4, -25]),
+        (T.VFlipTransform(50), [30, 30, 10, 4, 155]),  # upside down: -25, and half a turn
+        (T.CropTransform(10, 5, 60, 40), [20, 15, 10, 4, 25]),
+        (T.PadTransform(1, 2, 3, 4), [31, 22, 10, 4, 25]),
+        (T.ResizeTransform(50, 100, 100, 200), [60, 40, 20, 8, 25]),
+        (T.RotationTransform(50, 100, 90), [20, 70, 10, 4, 115]),  # counter-clockwise, into 50 x 100
+        (T.ExtentTransform((10, 0, 60, 50), output_size=(100, 100)), [40, 40, 20, 8, 25]),
+        (T.TransformList([T.HFlipTransform(100), T.CropTransform(10, 5, 60, 40)]), [60, 15, 10, 4, -25]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_rotated_boxes_follow_the_image(transform, expected):
+    boxes = np.array([[30.0, 20.0, 10.0, 4.0, 25.0]])
+    np.testing.assert_allclose(transform.apply_rotated_box(boxes), [expected])
+    assert boxes.tolist() == [[30, 20, 10, 4, 25]]
 
 
-def test_resize_of_rotated_boxes_follows_their_sides():
-    turned = np.array([[10.0, 10.0, 8.0, 4.0, 90.0]])  # Its width runs along y.
-    resized = T.ResizeTransform(20, 20, 40, 60).apply_rotated_box(turned)
-    np.testing.assert_allclose(resized, [[30, 20, 16, 12, 90]])
+def test_uneven_resize_keeps_the_lengths_of_the_sides_of_rotated_boxes():
+    turned = np.array([[10.0, 10.0, 8.0, 4.0, 90.0], [10.0, 10.0, 2.0, 4.0, 45.0]])
+    resized = T.ResizeTransform(20, 20, 20, 60).apply_rotated_box(turned)
+    # (2, 2) / sqrt(2) and (4, 4) / sqrt(2) become (6, 2) / sqrt(2) and (12, 4) / sqrt(2).
+    np.testing.assert_allclose(resized, [[30, 10, 8, 12, 90], [30, 10, 20**0.5, 80**0.5, 71.56505118]])
+
+
+def test_no_rotated_boxes_stay_none():
+    assert T.ResizeTransform(20, 20, 40, 60).apply_rotated_box(np.zeros((0, 5))).shape == (0, 5)
+    assert T.RotationTransform(20, 20, 30).apply_rotated_box(np.zeros((0, 5))).shape == (0, 5)
