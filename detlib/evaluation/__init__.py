@@ -3,7 +3,9 @@
 from detlib.evaluation.build import build_evaluator
 from detlib.evaluation.coco_evaluation import COCOEvaluator
 from detlib.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators, inference_context, inference_on_dataset
+from detlib.evaluation.lvis_evaluation import LVISEvaluator
 from detlib.evaluation.panoptic_evaluation import COCOPanopticEvaluator
+from detlib.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from detlib.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detlib.evaluation.testing import print_csv_format, verify_results
 
@@ -12,6 +14,8 @@ __all__ = [
     "COCOPanopticEvaluator",
     "DatasetEvaluator",
     "DatasetEvaluators",
+    "LVISEvaluator",
+    "PascalVOCDetectionEvaluator",
     "SemSegEvaluator",
     "build_evaluator",
     "inference_context",

@@ -6,7 +6,9 @@ from detlib.config import CfgNode
 from detlib.data import MetadataCatalog
 from detlib.evaluation.coco_evaluation import COCOEvaluator
 from detlib.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators
+from detlib.evaluation.lvis_evaluation import LVISEvaluator
 from detlib.evaluation.panoptic_evaluation import COCOPanopticEvaluator
+from detlib.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from detlib.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detlib.utils.errors import DatasetError
 
@@ -51,8 +53,18 @@ def _panoptic(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvalua
     return [*evaluators, COCOPanopticEvaluator(name, folder)]
 
 
+def _lvis(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
+    return [LVISEvaluator(name, output_dir=folder)]
+
+
+def _pascal_voc(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
+    return [PascalVOCDetectionEvaluator(name)]
+
+
 EVALUATORS: dict[str, Callable[[CfgNode, str, str | None], list[DatasetEvaluator]]] = {
     "coco": _coco,
     "coco_panoptic_seg": _panoptic,
+    "lvis": _lvis,
+    "pascal_voc": _pascal_voc,
     "sem_seg": _sem_seg,
 }
