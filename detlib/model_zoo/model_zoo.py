@@ -8,19 +8,13 @@ from torch import nn
 
 from detlib.checkpoint import DetectionCheckpointer
 from detlib.config import CfgNode, get_cfg
+from detlib.model_zoo.weights import WEIGHTS
 from detlib.modeling import build_model
 from detlib.utils.errors import UnknownNameError
 
 __all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]
 
 WEIGHTS_PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"
-
-# Config without ending -> path of its weights below a folder of that name.
-WEIGHTS = {
-    "COCO-Detection/retinanet_R_50_FPN_1x": "190397773/model_final_bfca0b.pkl",
-    "COCO-Detection/retinanet_R_50_FPN_3x": "190397829/model_final_5bd44e.pkl",
-    "COCO-Detection/retinanet_R_101_FPN_3x": "190397697/model_final_971ab9.pkl",
-}
 
 # An installed package carries the configs; in a clone they are beside it.
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs")
@@ -33,13 +27,14 @@ def get_checkpoint_url(config_path: str) -> str:
         config_path: path below ``configs/``, for example ``COCO-Detection/retinanet_R_50_FPN_1x.yaml``.
 
     Raises:
-        UnknownNameError: none were published for it.
+        UnknownNameError: there is no such config, or no weights were published for it.
     """
     name = str(config_path).removesuffix(".yaml")
     if name not in WEIGHTS:
-        known = [f"{known}.yaml" for known in WEIGHTS]
+        get_config_file(config_path)  # a misspelt name gets the suggestion of that function
+        known = [f"{name}.yaml" for name in WEIGHTS]
         raise UnknownNameError(
-            f"no weights are published for {str(config_path)!r}; {_suggest(config_path, known)}"
+            f"no weights are published for {str(config_path)!r}. {_suggest(config_path, known)}"
             "Train it, or set MODEL.WEIGHTS to a file of your own."
         )
     return f"{WEIGHTS_PREFIX}{name}/{WEIGHTS[name]}"
@@ -59,7 +54,7 @@ def get_config_file(config_path: str) -> str:
             return str(folder / config_path)
     known = [path.relative_to(folder).as_posix() for folder in CONFIG_FOLDERS for path in folder.glob("**/*.yaml")]
     raise UnknownNameError(
-        f"the model zoo has no config {str(config_path)!r}; {_suggest(config_path, known)}"
+        f"the model zoo has no config {str(config_path)!r}. {_suggest(config_path, known)}"
         "Load a file of your own with get_cfg().merge_from_file(path)."
     )
 
@@ -98,7 +93,9 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
 
 
 def _suggest(given: str, known: Iterable[str]) -> str:
+    """A sentence with the three nearest names, or with all folders if none is near."""
     known = sorted(set(known))
-    close = difflib.get_close_matches(str(given), known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Known: {', '.join(known) or 'none'}. "
+    near = difflib.get_close_matches(str(given), known, n=3)
+    if near:
+        return f"Did you mean {' or '.join(map(repr, near))}? "
+    return f"There are {', '.join(sorted({name.split('/')[0] for name in known})) or 'none'}. "

@@ -6,6 +6,7 @@ import torch
 
 from detlib import model_zoo
 from detlib.checkpoint import DetectionCheckpointer
+from detlib.model_zoo.weights import WEIGHTS
 from detlib.modeling import build_model
 from detlib.utils.errors import UnknownNameError
 
@@ -32,9 +33,24 @@ def test_checkpoint_url_is_the_published_one():
     assert model_zoo.get_checkpoint_url(R50) == expected + "model_final_bfca0b.pkl"
 
 
-def test_config_without_published_weights_is_an_error_that_lists_those_with():
-    with pytest.raises(UnknownNameError, match=r"no weights .*'Base-RetinaNet.yaml'.*retinanet_R_50_FPN_1x\.yaml"):
-        model_zoo.get_checkpoint_url("Base-RetinaNet.yaml")
+def test_config_without_published_weights_is_an_error_that_names_a_near_one_with_weights():
+    expected = r"no weights .*_1x_giou\.yaml'.*'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x\.yaml'.*MODEL\.WEIGHTS"
+    with pytest.raises(UnknownNameError, match=expected):
+        model_zoo.get_checkpoint_url("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x_giou.yaml")
+
+
+def test_address_of_a_misspelt_config_is_an_error_with_a_suggestion():
+    with pytest.raises(UnknownNameError, match=r"no config .*Did you mean 'Misc/semantic_R_50_FPN_1x\.yaml'"):
+        model_zoo.get_checkpoint_url("Misc/semantic_R50_FPN_1x.yaml")
+
+
+def test_config_of_another_kind_is_an_error_that_lists_the_folders():
+    with pytest.raises(UnknownNameError, match=r"There are .*COCO-Keypoints, .*Misc"):
+        model_zoo.get_config_file("zzz")
+
+
+def test_every_config_with_weights_exists():
+    assert all(Path(model_zoo.get_config_file(f"{name}.yaml")).is_file() for name in WEIGHTS)
 
 
 def test_config_file_is_found_in_the_clone_or_the_package():
@@ -43,7 +59,7 @@ def test_config_file_is_found_in_the_clone_or_the_package():
 
 
 def test_misspelt_config_is_an_error_with_a_suggestion():
-    with pytest.raises(UnknownNameError, match=r"did you mean 'COCO-Detection/retinanet_R_50_FPN_1x\.yaml'"):
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'COCO-Detection/retinanet_R_50_FPN_1x\.yaml'"):
         model_zoo.get_config_file("COCO-Detection/retinanet_R50_FPN_1x.yaml")
 
 
