@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from detlib.structures import BoxMode
 from detlib.utils import safe_pickle
-from detlib.utils.errors import DatasetError
+from detlib.utils.errors import DatasetError, MissingFileError
 from detlib.utils.file_io import PathManager
 
 __all__ = [
@@ -56,36 +56,76 @@ def load_proposals_into_dataset(dataset_dicts: list[dict[str, Any]], proposal_fi
         dataset_dicts: get "proposal_boxes", "proposal_objectness_logits" and "proposal_bbox_mode".
         proposal_file: pickle of a dict: "ids" of images, and for each of them "boxes" (N, 4) and "objectness_logits"
             (N,); optionally "bbox_mode", absolute XYXY by default. It may hold arrays and plain containers only.
+            Evaluating a ProposalNetwork writes such a file, ``box_proposals.pkl``.
 
     Returns:
         The same list.
-    """
-    # The enum as detectron2 and detlib store it.
-    modes = {f"{package}.structures.boxes.BoxMode": BoxMode for package in ("detectron2", "detlib")}
-    with PathManager.open(proposal_file, "rb") as file:
-        proposals = safe_pickle.load(file, allowed={**safe_pickle.ARRAYS_AND_CONTAINERS, **modes})
-    for old, new in (("indexes", "ids"), ("scores", "objectness_logits")):  # Names in Detectron's files.
-        if old in proposals:
-            proposals[new] = proposals.pop(old)
-    missing = {"ids", "boxes", "objectness_logits"} - proposals.keys()
-    if missing:
-        raise DatasetError(f"proposal file {proposal_file} lacks {sorted(missing)}; it has {sorted(proposals)}")
 
+    Raises:
+        CheckpointError: the file is damaged, or holds something else than arrays and containers.
+        DatasetError: it has not the content above, or lacks an image.
+        MissingFileError: there is no such file.
+    """
+    proposals = _read_proposals(proposal_file)
     position = {str(image_id): i for i, image_id in enumerate(proposals["ids"])}
-    bbox_mode = BoxMode(proposals.get("bbox_mode", BoxMode.XYXY_ABS))
+    box_dim = 5 if proposals["bbox_mode"] == BoxMode.XYWHA_ABS else 4
     for sample in dataset_dicts:
+        if "image_id" not in sample:
+            raise DatasetError(
+                f"proposals go by the 'image_id' of a sample; {sample.get('file_name')} has only {sorted(sample)}"
+            )
         i = position.get(str(sample["image_id"]))
         if i is None:
             raise DatasetError(
                 f"proposal file {proposal_file} has no proposals for image {sample['image_id']!r} "
                 f"({sample.get('file_name')}); it was made for another dataset"
             )
-        logits = np.asarray(proposals["objectness_logits"][i])
-        order = logits.argsort()[::-1]
-        sample["proposal_boxes"] = np.asarray(proposals["boxes"][i])[order]
+        boxes, logits = np.asarray(proposals["boxes"][i]), np.asarray(proposals["objectness_logits"][i])
+        if boxes.size == 0:
+            boxes = boxes.reshape(0, box_dim)
+        if logits.ndim != 1 or boxes.shape != (len(logits), box_dim):
+            raise DatasetError(
+                f"proposal file {proposal_file}: image {sample['image_id']!r} has boxes of the shape {boxes.shape} and "
+                f"objectness_logits of {logits.shape}; (N, {box_dim}) and (N,) are expected"
+            )
+        order = (-logits).argsort(kind="stable")
+        sample["proposal_boxes"] = boxes[order]
         sample["proposal_objectness_logits"] = logits[order]
-        sample["proposal_bbox_mode"] = bbox_mode
+        sample["proposal_bbox_mode"] = proposals["bbox_mode"]
     return dataset_dicts
+
+
+def _read_proposals(proposal_file: str) -> dict[str, Any]:
+    """Read "ids", "boxes" and "objectness_logits", of equal length, and the BoxMode "bbox_mode"."""
+    # The enum as detectron2 and detlib store it.
+    modes = {f"{package}.structures.boxes.BoxMode": BoxMode for package in ("detectron2", "detlib")}
+    if not PathManager.isfile(proposal_file):
+        raise MissingFileError(
+            f"proposal file {proposal_file} does not exist; correct DATASETS.PROPOSAL_FILES_TRAIN or "
+            "PROPOSAL_FILES_TEST, or write it by evaluating a ProposalNetwork on the dataset"
+        )
+    with PathManager.open(proposal_file, "rb") as file:
+        content = safe_pickle.load(file, allowed={**safe_pickle.ARRAYS_AND_CONTAINERS, **modes})
+    if not isinstance(content, dict):
+        raise DatasetError(f"proposal file {proposal_file} holds a {type(content).__name__}, not a dict")
+    for old, new in (("indexes", "ids"), ("scores", "objectness_logits")):  # Names in Detectron's files.
+        if old in content:
+            content[new] = content.pop(old)
+    lists = ("ids", "boxes", "objectness_logits")
+    missing = sorted(set(lists) - content.keys())
+    if missing:
+        raise DatasetError(f"proposal file {proposal_file} lacks {missing}; it has {sorted(content)}")
+    lengths = {name: len(content[name]) for name in lists}
+    if len(set(lengths.values())) > 1:
+        raise DatasetError(f"proposal file {proposal_file} has lists of unequal length, one entry per image: {lengths}")
+    try:
+        content["bbox_mode"] = BoxMode(content.get("bbox_mode", BoxMode.XYXY_ABS))
+    except ValueError:
+        known = ", ".join(f"{mode.value} ({mode.name})" for mode in BoxMode)
+        raise DatasetError(
+            f"proposal file {proposal_file} has the bbox_mode {content['bbox_mode']!r}; known: {known}"
+        ) from None
+    return content
 
 
 def print_instances_class_histogram(dataset_dicts: list[dict[str, Any]], class_names: list[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from detlib.data import load_proposals_into_dataset, print_instances_class_histogram
 from detlib.data.build import filter_images_with_few_keypoints, filter_images_with_only_crowd_annotations
 from detlib.structures import BoxMode
-from detlib.utils.errors import CheckpointError, DatasetError
+from detlib.utils.errors import CheckpointError, DatasetError, MissingFileError
 
 
 def image(*annotations, **values):
@@ -56,6 +56,39 @@ def test_image_without_proposals_is_named(tmp_path):
     path = write(tmp_path, {"ids": [7], "boxes": BOXES[:1], "objectness_logits": LOGITS[:1]})
     with pytest.raises(DatasetError, match=r"no proposals for image 9 \(nine\.jpg\)"):
         load_proposals_into_dataset([{"image_id": 9, "file_name": "nine.jpg"}], path)
+
+
+def test_image_without_an_id_is_named(tmp_path):
+    path = write(tmp_path, {"ids": [7], "boxes": BOXES[:1], "objectness_logits": LOGITS[:1]})
+    with pytest.raises(DatasetError, match=r"nine\.jpg has only"):
+        load_proposals_into_dataset([{"file_name": "nine.jpg"}], path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds a list"),
+        ({"ids": [7]}, r"lacks \['boxes', 'objectness_logits'\]"),
+        ({"ids": [7], "boxes": [], "objectness_logits": LOGITS[:1]}, "unequal length.*'boxes': 0"),
+        ({"ids": [7], "boxes": BOXES[:1], "objectness_logits": LOGITS[:1], "bbox_mode": 9}, "bbox_mode 9.*XYWH_ABS"),
+        ({"ids": [7], "boxes": BOXES[:1], "objectness_logits": LOGITS[1:]}, r"image 7 .*\(2, 4\).*\(0,\)"),
+        ({"ids": [7], "boxes": [np.zeros((2, 5))], "objectness_logits": LOGITS[:1]}, r"\(2, 5\).*\(N, 4\)"),
+    ],
+)
+def test_proposal_file_of_another_form_is_explained(tmp_path, content, message):
+    with pytest.raises(DatasetError, match=rf"proposals\.pkl.*{message}"):
+        load_proposals_into_dataset([{"image_id": 7}], write(tmp_path, content))
+
+
+def test_proposal_file_that_is_missing_names_its_key(tmp_path):
+    with pytest.raises(MissingFileError, match=r"none\.pkl.*PROPOSAL_FILES_TRAIN"):
+        load_proposals_into_dataset([{"image_id": 7}], str(tmp_path / "none.pkl"))
+
+
+def test_proposals_may_be_empty_lists(tmp_path):
+    path = write(tmp_path, {"ids": [7], "boxes": [[]], "objectness_logits": [[]], "bbox_mode": 1})
+    (sample,) = load_proposals_into_dataset([{"image_id": 7}], path)
+    assert sample["proposal_boxes"].shape == (0, 4)
 
 
 def test_proposal_file_with_code_is_refused(tmp_path):
