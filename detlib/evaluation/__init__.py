@@ -6,6 +6,7 @@ from detlib.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators, inf
 from detlib.evaluation.lvis_evaluation import LVISEvaluator
 from detlib.evaluation.panoptic_evaluation import COCOPanopticEvaluator
 from detlib.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
+from detlib.evaluation.rotated_coco_evaluation import RotatedCOCOEvaluator
 from detlib.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detlib.evaluation.testing import print_csv_format, verify_results
 
@@ -16,6 +17,7 @@ __all__ = [
     "DatasetEvaluators",
     "LVISEvaluator",
     "PascalVOCDetectionEvaluator",
+    "RotatedCOCOEvaluator",
     "SemSegEvaluator",
     "build_evaluator",
     "inference_context",

@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 from detlib.config import CfgNode
 from detlib.data import MetadataCatalog
+from detlib.data.rotated_annotations import uses_rotated_boxes
 from detlib.evaluation.coco_evaluation import COCOEvaluator
 from detlib.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators
 from detlib.evaluation.lvis_evaluation import LVISEvaluator
 from detlib.evaluation.panoptic_evaluation import COCOPanopticEvaluator
 from detlib.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
+from detlib.evaluation.rotated_coco_evaluation import RotatedCOCOEvaluator
 from detlib.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detlib.utils.errors import DatasetError
 
@@ -38,6 +40,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
 
 
 def _coco(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
+    if uses_rotated_boxes(cfg):
+        return [RotatedCOCOEvaluator(name, output_dir=folder)]
     return [COCOEvaluator(name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)]
 
 

@@ -15,7 +15,7 @@ from detlib.utils.errors import ConfigError, DatasetError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["COCOevalMaxDets", "evaluate_on_coco", "load_ground_truth"]
+__all__ = ["COCOevalMaxDets", "evaluate_on_coco", "evaluation_class", "load_ground_truth"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def evaluate_on_coco(
     max_dets: int = 100,
     kpt_oks_sigmas: Sequence[float] = (),
     img_ids: Sequence[int] | None = None,
-    use_fast_impl: bool = True,
+    evaluation_class: type[COCOeval] = COCOeval,
 ) -> COCOeval:
     """Compare predictions with the ground truth.
 
@@ -62,6 +62,7 @@ def evaluate_on_coco(
         iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
         max_dets: detections that count per image and class. COCO's rule of 20 holds for keypoints instead.
         img_ids: evaluate on these images only.
+        evaluation_class: what matches detections and objects.
 
     Returns:
         The evaluation, with ``eval`` and ``stats`` filled in.
@@ -72,7 +73,7 @@ def evaluate_on_coco(
     dropped = {"bbox"} if iou_type == "segm" else set()
     predictions = [{k: v for k, v in prediction.items() if k not in dropped} for prediction in predictions]
     with _prints_to_log():
-        evaluation = _evaluation_class(use_fast_impl)(coco_gt, coco_gt.loadRes(predictions), iou_type)
+        evaluation = evaluation_class(coco_gt, coco_gt.loadRes(predictions), iou_type)
         if iou_type == "keypoints":
             _set_sigmas(evaluation, predictions, kpt_oks_sigmas)
         else:
@@ -88,7 +89,8 @@ def evaluate_on_coco(
     return evaluation
 
 
-def _evaluation_class(use_fast_impl: bool) -> type[COCOeval]:
+def evaluation_class(use_fast_impl: bool = True) -> type[COCOeval]:
+    """COCO's own, or the fast one if it is installed; the numbers are the same."""
     if not use_fast_impl:
         return COCOeval
     try:

@@ -110,10 +110,14 @@ class COCOEvaluator(DatasetEvaluator):
             prediction = {"image_id": image["image_id"]}
             if "instances" in output:
                 instances = output["instances"].to(self._cpu_device)
-                prediction["instances"] = instances_to_coco_json(instances, image["image_id"])
+                prediction["instances"] = self.instances_to_json(instances, image["image_id"])
             if "proposals" in output:
                 prediction["proposals"] = output["proposals"].to(self._cpu_device)
             self._predictions.append(prediction)
+
+    def instances_to_json(self, instances: Instances, img_id: Any) -> list[dict[str, Any]]:
+        """Convert the detections on one image; subclasses may override it."""
+        return instances_to_coco_json(instances, img_id)
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, Any]:
         """Compute the metrics.
@@ -200,8 +204,13 @@ class COCOEvaluator(DatasetEvaluator):
             max_dets=self._max_dets_per_image,
             kpt_oks_sigmas=self._kpt_oks_sigmas,
             img_ids=img_ids,
-            use_fast_impl=self._use_fast_impl,
+            evaluation_class=self._evaluation_class(),
         )
+
+    def _evaluation_class(self) -> "type[COCOeval]":
+        from detlib.evaluation.coco_api import evaluation_class
+
+        return evaluation_class(self._use_fast_impl)
 
     def _derive_coco_results(
         self, coco_eval: "COCOeval | None", iou_type: str, class_names: Sequence[str] | None = None
@@ -248,16 +257,20 @@ class COCOEvaluator(DatasetEvaluator):
 def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict[str, Any]]:
     """Convert detections on one image to COCO's result format, boxes as (x, y, width, height).
 
+    Rotated boxes stay (center x, center y, width, height, angle).
+
     Args:
         instances: on the CPU, with ``pred_boxes``, ``scores``, ``pred_classes``; optional ``pred_masks`` (N, H, W)
             of bool become run-length codes, optional ``pred_keypoints`` (N, K, 3) a list of 3 K numbers.
     """
     if len(instances) == 0:
         return []
-    boxes_xywh = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+    boxes = instances.pred_boxes.tensor
+    if boxes.shape[1] == 4:
+        boxes = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
     columns: dict[str, list[Any]] = {
         "category_id": instances.pred_classes.tolist(),
-        "bbox": boxes_xywh,
+        "bbox": boxes.tolist(),
         "score": instances.scores.tolist(),
     }
     if instances.has("pred_masks"):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from detlib.evaluation.tables import metric_table
-from detlib.structures import Boxes, BoxMode, Instances, pairwise_iou
+from detlib.structures import Boxes, BoxMode, Instances, RotatedBoxes, pairwise_iou, pairwise_iou_rotated
 from detlib.utils.file_io import PathManager
 
 if TYPE_CHECKING:
@@ -99,11 +99,12 @@ def evaluate_box_proposals(
 def save_box_proposals(predictions: Sequence[dict[str, Any]], folder: str) -> None:
     """Write ``box_proposals.pkl``, which ``DATASETS.PROPOSAL_FILES_TRAIN`` takes: plain containers of numpy arrays."""
     proposals = [prediction["proposals"] for prediction in predictions]
+    rotated = any(isinstance(p.proposal_boxes, RotatedBoxes) for p in proposals)
     content = {
         "ids": [prediction["image_id"] for prediction in predictions],
-        "boxes": [p.proposal_boxes.tensor.numpy() for p in proposals],  # (N, 4) each
+        "boxes": [p.proposal_boxes.tensor.numpy() for p in proposals],  # (N, 4) each, (N, 5) if rotated
         "objectness_logits": [p.objectness_logits.numpy() for p in proposals],  # (N,) each
-        "bbox_mode": BoxMode.XYXY_ABS.value,
+        "bbox_mode": (BoxMode.XYWHA_ABS if rotated else BoxMode.XYXY_ABS).value,
     }
     PathManager.mkdirs(folder)
     with PathManager.open(os.path.join(folder, "box_proposals.pkl"), "wb") as file:
@@ -116,10 +117,8 @@ def _best_overlaps(
     """IoU of each of the G objects with the proposal it is paired with, 0 if there is none left. (G,)"""
     low, high = area_range
     objects = [a for a in annotations if not a["iscrowd"] and low <= a["area"] <= high]
-    boxes_xywh = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
-    gt_boxes = Boxes(BoxMode.convert(boxes_xywh, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
     best_first = proposals.objectness_logits.argsort(descending=True, stable=True)[:limit]
-    iou = pairwise_iou(proposals.proposal_boxes[best_first], gt_boxes).numpy().copy()  # (P, G)
+    iou = _pairwise_iou(proposals.proposal_boxes[best_first], [a["bbox"] for a in objects]).numpy().copy()  # (P, G)
     overlaps = np.zeros(len(objects))
     for _ in range(min(iou.shape)):  # The closest pair first; neither of the two is available to others afterwards.
         proposal, gt = np.unravel_index(iou.argmax(), iou.shape)
@@ -128,3 +127,13 @@ def _best_overlaps(
         overlaps[gt] = iou[proposal, gt]
         iou[proposal] = iou[:, gt] = -1
     return overlaps
+
+
+def _pairwise_iou(proposal_boxes: Boxes, gt_boxes: list[list[float]]) -> torch.Tensor:
+    """Overlaps of P proposals with G boxes of a COCO file, (P, G)."""
+    if isinstance(proposal_boxes, RotatedBoxes):
+        from detlib.evaluation.rotated_coco_api import RotatedCOCOeval
+
+        return pairwise_iou_rotated(proposal_boxes, RotatedBoxes(RotatedCOCOeval.boxlist_to_tensor(gt_boxes, 5)))
+    boxes_xywh = torch.tensor(gt_boxes, dtype=torch.float32).reshape(-1, 4)
+    return pairwise_iou(proposal_boxes, Boxes(BoxMode.convert(boxes_xywh, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)))
