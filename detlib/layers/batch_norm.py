@@ -30,6 +30,8 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features))
         # Together with eps a variance of 1: a new layer is the identity.
         self.register_buffer("running_var", torch.ones(num_features) - eps)
+        # A layer made of a trainable one keeps its counter, so that the model's checkpoints have the same keys.
+        self.register_buffer("num_batches_tracked", None)
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.requires_grad:
@@ -42,7 +44,10 @@ class FrozenBatchNorm2d(nn.Module):
         return x * scale.to(x.dtype).view(-1, 1, 1) + shift.to(x.dtype).view(-1, 1, 1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.pop(prefix + "num_batches_tracked", None)  # Batch norm counts its batches.
+        if self.num_batches_tracked is None:
+            state_dict.pop(prefix + "num_batches_tracked", None)  # Batch norm counts its batches.
+        else:
+            state_dict.setdefault(prefix + "num_batches_tracked", self.num_batches_tracked)
         if prefix + "weight" in state_dict and prefix + "running_mean" not in state_dict:
             # Caffe2 folded the statistics into weight and bias.
             state_dict[prefix + "running_mean"] = torch.zeros_like(self.running_mean)
@@ -57,6 +62,7 @@ class FrozenBatchNorm2d(nn.Module):
         """Replace each batch norm in a module by a frozen one of the same numbers; returns the new module."""
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             frozen = cls(module.num_features, module.eps).to(module.running_var)
+            frozen.num_batches_tracked = module.num_batches_tracked
             return _copy_batch_norm(module, frozen)
         return _convert_children(module, cls.convert_frozen_batchnorm)
 

@@ -49,6 +49,16 @@ def test_frozen_batch_norm_has_no_parameters_and_the_keys_of_checkpoints():
     assert list(norm.state_dict()) == ["weight", "bias", "running_mean", "running_var"]
 
 
+def test_batch_norm_that_is_frozen_keeps_its_keys():
+    source = randomized_batch_norm()
+    frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(source)
+    assert list(frozen.state_dict()) == list(source.state_dict())
+    source.num_batches_tracked += 3
+    frozen.load_state_dict(source.state_dict())
+    assert frozen.num_batches_tracked == 3
+    frozen.load_state_dict(FrozenBatchNorm2d(3).state_dict())  # Which has no counter.
+
+
 def test_frozen_batch_norm_keeps_half_precision():
     assert FrozenBatchNorm2d(3)(torch.zeros(1, 3, 2, 2).half().requires_grad_()).dtype == torch.float16
 
