@@ -1,6 +1,7 @@
 """Heads that look at regions: their class, box, mask and keypoints."""
 
 from detlib.modeling.roi_heads.box_head import ROI_BOX_HEAD_REGISTRY, FastRCNNConvFCHead, build_box_head
+from detlib.modeling.roi_heads.cascade_rcnn import CascadeROIHeads
 from detlib.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detlib.modeling.roi_heads.keypoint_head import (
     ROI_KEYPOINT_HEAD_REGISTRY,
@@ -31,6 +32,7 @@ __all__ = [
     "ROI_MASK_HEAD_REGISTRY",
     "BaseKeypointRCNNHead",
     "BaseMaskRCNNHead",
+    "CascadeROIHeads",
     "FastRCNNConvFCHead",
     "FastRCNNOutputLayers",
     "KRCNNConvDeconvUpsampleHead",
