@@ -79,7 +79,7 @@ def align_and_update_state_dicts(
     """Rename checkpoint weights to those names of the model that end with theirs.
 
     ``res2.0.conv1.weight`` in the checkpoint becomes ``backbone.bottom_up.res2.0.conv1.weight``. Where several names
-    in the checkpoint would do, the longest is taken.
+    in the checkpoint would do, the longest is taken; where several places in the model would, the one of equal shape.
 
     Args:
         c2_conversion: whether the checkpoint has the names of Caffe2 Detectron.
@@ -88,23 +88,29 @@ def align_and_update_state_dicts(
         the checkpoint's weights; those that match nothing keep their names.
 
     Raises:
-        CheckpointError: one weight of the checkpoint would go to several places in the model.
+        CheckpointError: one weight of the checkpoint would go to several places of its shape in the model.
     """
     originals = {name: name for name in ckpt_state_dict}
     weights: Mapping[str, torch.Tensor] = ckpt_state_dict
     if c2_conversion:
         weights, originals = convert_c2_detectron_names(ckpt_state_dict)
-    target_of: dict[str, str] = {}
+    targets_of: dict[str, list[str]] = {}
     for target in model_state_dict:
         source = _longest_known_suffix(target, weights)
-        if source is None:
-            continue
-        if source in target_of:
+        if source is not None:
+            targets_of.setdefault(source, []).append(target)
+    target_of: dict[str, str] = {}
+    for source, targets in targets_of.items():
+        # One place of another shape is kept, to be reported; with several, the weight is none of theirs.
+        if len(targets) > 1:
+            targets = [target for target in targets if model_state_dict[target].shape == weights[source].shape]
+        if len(targets) > 1:
             raise CheckpointError(
-                f"{originals[source]!r} of the checkpoint fits both {target_of[source]!r} and {target!r} of the model; "
+                f"{originals[source]!r} of the checkpoint fits both {targets[0]!r} and {targets[1]!r} of the model; "
                 "give the checkpoint's weights the full names of the model, then load it again"
             )
-        target_of[source] = target
+        if targets:
+            target_of[source] = targets[0]
     logger.debug("Weights taken by the end of their names: %s", {originals[s]: t for s, t in target_of.items()})
     return {target_of.get(name, name): weight for name, weight in weights.items()}
 

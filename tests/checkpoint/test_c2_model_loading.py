@@ -76,6 +76,14 @@ def test_only_whole_parts_of_a_name_match():
     assert list(aligned) == ["conv1.weight"]
 
 
+def test_weight_goes_to_the_place_of_its_shape_and_to_none_if_all_differ():
+    model = {f"{name}.norm.weight": torch.zeros(size) for name, size in (("a", 3), ("b", 2), ("c", 3))}
+    aligned = align_and_update_state_dicts(model, {"norm.weight": torch.ones(2)}, c2_conversion=False)
+    assert list(aligned) == ["b.norm.weight"]
+    aligned = align_and_update_state_dicts(model, {"norm.weight": torch.ones(5)}, c2_conversion=False)
+    assert list(aligned) == ["norm.weight"]
+
+
 def test_weight_that_fits_two_places_is_refused_with_all_names():
     model = {"rgb.conv1.weight": torch.zeros(1), "depth.conv1.weight": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"'conv1.weight'.*'rgb.conv1.weight'.*'depth.conv1.weight'"):
