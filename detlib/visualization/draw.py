@@ -83,8 +83,7 @@ class Canvas:
             style = "--" if side == 2 else line_style
             self.draw_line([start[0], end[0]], [start[1], end[1]], color=(*to_rgb(edge_color), alpha), linestyle=style)
         if label:
-            bounds = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
-            self._draw_labels([label], bounds[None], [edge_color])
+            self._draw_rotated_box_labels([label], [rotated_box], [edge_color])
         return self.output
 
     def draw_line(
@@ -221,6 +220,18 @@ class Canvas:
         points = np.array([interior_point(mask) for mask in masks])
         sides = [float(np.sqrt(np.count_nonzero(mask))) for mask in masks]
         self._draw_labels(labels, np.concatenate([points, points], axis=1), colors, sides)
+
+    def _draw_rotated_box_labels(
+        self, labels: Sequence[str], rotated_boxes: Sequence[Sequence[float]], colors: Sequence[Any]
+    ) -> None:
+        """Write labels next to the uppermost sides of rotated boxes, as the upright boxes around them may be larger."""
+        sides = []
+        for box in rotated_boxes:
+            corners = rotated_box_corners(box)
+            upper = corners[np.argsort(corners[:, 1], kind="stable")[:2]]
+            sides.append(np.concatenate([upper.min(axis=0), upper.max(axis=0)]))
+        sizes = [float(np.sqrt(box[2] * box[3])) for box in rotated_boxes]
+        self._draw_labels(labels, np.array(sides).reshape(-1, 4), colors, sizes)
 
     def _draw_labels(
         self,

@@ -15,7 +15,7 @@ from detlib.data.catalog import Metadata
 from detlib.structures import Instances
 from detlib.visualization.colors import RGB, class_color, jitter
 from detlib.visualization.dataset_dict import annotation_boxes, annotation_field, panoptic_map, semantic_map
-from detlib.visualization.draw import Canvas
+from detlib.visualization.draw import Canvas, rotated_box_corners
 from detlib.visualization.keypoints import limbs
 from detlib.visualization.labels import _create_text_labels
 from detlib.visualization.masks import mask_rings, split_masks, to_bitmask
@@ -212,9 +212,12 @@ class Visualizer(Canvas):
         boxes = _to_array(boxes)
         count = _common_length(boxes=boxes, labels=labels, assigned_colors=assigned_colors)
         colors = self._class_colors(range(count)) if assigned_colors is None else assigned_colors
-        for i in [] if count == 0 else np.argsort(-boxes[:, 2] * boxes[:, 3], kind="stable"):
-            label = None if labels is None else labels[i]
-            self.draw_rotated_box_with_label(boxes[i], alpha=0.9, edge_color=colors[i], label=label)
+        if count == 0:
+            return self.output
+        for i in np.argsort(-boxes[:, 2] * boxes[:, 3], kind="stable"):
+            self.draw_rotated_box_with_label(boxes[i], alpha=0.9, edge_color=colors[i])
+        if labels is not None:
+            self._draw_rotated_box_labels(labels, boxes, colors)
         return self.output
 
     def draw_and_connect_keypoints(self, keypoints: Any) -> VisImage:
@@ -323,7 +326,10 @@ class Visualizer(Canvas):
             for mask in masks:
                 covered |= to_bitmask(mask, height, width)
         elif boxes is not None:
-            for x0, y0, x1, y1 in _to_array(boxes).clip(0).round().astype(int):
+            boxes = _to_array(boxes)
+            if boxes.shape[1] == 5:
+                return self._covered(None, [[rotated_box_corners(box).reshape(-1)] for box in boxes])
+            for x0, y0, x1, y1 in boxes.clip(0).round().astype(int):
                 covered[y0:y1, x0:x1] = True
         return covered
 

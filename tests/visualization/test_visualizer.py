@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from detlib.data.catalog import Metadata
-from detlib.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks
+from detlib.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks, RotatedBoxes
 from detlib.utils.errors import MissingFileError
 from detlib.utils.visualizer import ColorMode, Visualizer
 
@@ -139,6 +139,31 @@ def test_boxes_with_five_columns_are_drawn_rotated(image):
     output = Visualizer(image).overlay_instances(boxes=np.array([[60, 50, 40, 20, 45]]), labels=["tilted"])
     assert texts(output) == ["tilted"]
     assert len(output.ax.lines) == 4
+
+
+def rotated_predictions():
+    boxes = RotatedBoxes(torch.tensor([[60.0, 50, 60, 20, 45], [60, 50, 40, 16, 45]]))
+    return Instances(SIZE, pred_boxes=boxes, scores=torch.tensor([0.9, 0.6]), pred_classes=torch.tensor([1, 0]))
+
+
+def test_labels_of_rotated_boxes_are_at_their_upper_end_and_apart(image):
+    output = Visualizer(image, METADATA).draw_instance_predictions(rotated_predictions())
+    assert texts(output) == ["cat 60%", "dog 90%"]
+    renderer = output.canvas.get_renderer()
+    first, second = (text.get_window_extent(renderer) for text in output.ax.texts)
+    assert not first.overlaps(second)
+    # At 45 degrees, the upper end is on the right.
+    assert all(text.get_position()[0] > 50 and text.get_position()[1] < 50 for text in output.ax.texts)
+
+
+def test_black_and_white_mode_keeps_the_colour_inside_rotated_boxes():
+    image = np.full((*SIZE, 3), (200, 100, 0), dtype=np.uint8)
+    drawn = Visualizer(image, METADATA, instance_mode=ColorMode.IMAGE_BW).draw_instance_predictions(
+        rotated_predictions()
+    )
+    pixels = drawn.get_image()
+    assert pixels[55, 55].tolist() == [200, 100, 0]
+    assert pixels[62, 72].tolist() == [100, 100, 100]  # within the upright box around it only
 
 
 def test_keypoints_are_connected_where_both_are_visible(image):
