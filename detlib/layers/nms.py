@@ -18,7 +18,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
     Args:
         boxes: (N, 4), XYXY, of any float type; overlaps are computed in float32.
-        scores: (N).
+        scores: (N), of any float type.
         idxs: (N), the group of each box, such as its class or feature level.
         iou_threshold: a box is dropped if its IoU with a kept one is greater.
 
@@ -26,7 +26,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         Indices of the kept boxes, by falling score.
     """
     # Coordinates of float16 are off by half a pixel beyond 1024.
-    return box_ops.batched_nms(boxes.float(), scores, idxs, iou_threshold)
+    return box_ops.batched_nms(boxes.float(), scores.float(), idxs, iou_threshold)
 
 
 @torch.no_grad()

@@ -28,6 +28,12 @@ def test_batched_nms_of_no_boxes_keeps_none():
     assert empty.dtype == torch.int64
 
 
+def test_scores_of_half_precision_go_with_boxes_of_any():
+    groups = torch.tensor([1, 1, 0])
+    assert batched_nms(BOXES, SCORES.half(), groups, 0.5).tolist() == [1, 2]
+    assert batched_nms(BOXES.bfloat16(), SCORES.bfloat16(), groups, 0.5).tolist() == [1, 2]
+
+
 def test_batched_nms_of_many_groups_in_half_precision_keeps_groups_apart():
     # 90 groups of one box each, which offsets in float16 would move onto one another.
     boxes = torch.tensor([[1000.0, 1000.0, 1010.0, 1010.0]]).half().repeat(90, 1)
