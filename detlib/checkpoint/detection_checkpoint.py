@@ -14,7 +14,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from detlib.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detlib.checkpoint.files import missing_checkpoint, read_checkpoint, unreadable_types, write_atomically
 from detlib.checkpoint.report import loading_report
-from detlib.checkpoint.torchvision_names import from_torchvision_names, is_torchvision_resnet
+from detlib.checkpoint.torchvision_names import from_torchvision_names, torchvision_family
 from detlib.utils import comm
 from detlib.utils.errors import CheckpointError, DetlibError
 from detlib.utils.file_io import PathManager
@@ -32,7 +32,8 @@ HEURISTICS_SUFFIX = "?matching_heuristics=True"
 
 
 class DetectionCheckpointer(Checkpointer):
-    """Checkpointer that reads detlib's and detectron2's files, Caffe2's, and ResNet weights of torchvision and timm.
+    """Checkpointer that reads detlib's and detectron2's files, Caffe2's, and backbones of torchvision (ResNet, RegNet,
+    Swin, ViT) and timm (ResNet).
 
     Files of its own have the keys ``model``, those of ``checkpointables`` and those given to :meth:`save`. A file is
     complete when it appears under its name, and ``last_checkpoint`` names it only after that.
@@ -166,14 +167,15 @@ class DetectionCheckpointer(Checkpointer):
         if checkpoint.get("matching_heuristics"):
             from_caffe2 = checkpoint.get("__author__") == "Caffe2"
             return align_and_update_state_dicts(model_state, state, c2_conversion=from_caffe2)
-        if is_torchvision_resnet(state) and not state.keys() & model_state.keys():
+        family = torchvision_family(state)
+        if family is not None and not state.keys() & model_state.keys():
             self.logger.info(
-                "These are ResNet weights with the names of torchvision. They need INPUT.FORMAT: RGB, "
-                "MODEL.RESNETS.STRIDE_IN_1X1: False and usually MODEL.PIXEL_MEAN: [123.675, 116.28, 103.53], "
-                "MODEL.PIXEL_STD: [58.395, 57.12, 57.375]"
+                "These are %s weights with the names of torchvision. They need INPUT.FORMAT: RGB, %susually "
+                "MODEL.PIXEL_MEAN: [123.675, 116.28, 103.53] and MODEL.PIXEL_STD: [58.395, 57.12, 57.375]",
+                family,
+                "MODEL.RESNETS.STRIDE_IN_1X1: False, " if family == "ResNet" else "",
             )
-            names = from_torchvision_names(state)
-            renamed = {names[name]: weight for name, weight in state.items()}
+            renamed = {new: state[name] for name, new in from_torchvision_names(state).items()}
             return align_and_update_state_dicts(model_state, renamed, c2_conversion=False)
         return state
 
