@@ -115,7 +115,8 @@ class DatasetMapper:
         if aug_input.sem_seg is not None:
             dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
         if self.proposal_topk is not None:
-            utils.transform_proposals(dataset_dict, image_shape, transforms, proposal_topk=self.proposal_topk)
+            transform = utils.transform_proposals_rotated if self.use_rotated_boxes else utils.transform_proposals
+            transform(dataset_dict, image_shape, transforms, proposal_topk=self.proposal_topk)
         if not self.is_train:
             dataset_dict.pop("annotations", None)
         elif "annotations" in dataset_dict:

@@ -22,7 +22,16 @@ from detlib.data.rotated_annotations import (
     transform_instance_annotations_rotated,
     uses_rotated_boxes,
 )
-from detlib.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks, polygons_to_bitmask
+from detlib.structures import (
+    BitMasks,
+    Boxes,
+    BoxMode,
+    Instances,
+    Keypoints,
+    PolygonMasks,
+    RotatedBoxes,
+    polygons_to_bitmask,
+)
 from detlib.utils.errors import ConfigError, DatasetError
 
 __all__ = [
@@ -44,6 +53,7 @@ __all__ = [
     "transform_instance_annotations_rotated",
     "transform_keypoint_annotations",
     "transform_proposals",
+    "transform_proposals_rotated",
     "uses_rotated_boxes",
 ]
 
@@ -69,13 +79,31 @@ def transform_proposals(
     boxes_xyxy = BoxMode.convert(
         dataset_dict.pop("proposal_boxes"), dataset_dict.pop("proposal_bbox_mode"), BoxMode.XYXY_ABS
     )
-    boxes = Boxes(transforms.apply_box(boxes_xyxy))
+    _put_proposals(dataset_dict, Boxes(transforms.apply_box(boxes_xyxy)), image_shape, proposal_topk, min_box_size)
+
+
+def transform_proposals_rotated(
+    dataset_dict: dict[str, Any], image_shape: tuple[int, int], transforms: T.Transform, *, proposal_topk: int
+) -> None:
+    """As :func:`transform_proposals`, to RotatedBoxes, at an angle of 0 where the proposals have none."""
+    if "proposal_boxes" not in dataset_dict:
+        return
+    boxes, mode = np.array(dataset_dict.pop("proposal_boxes"), dtype=float), dataset_dict.pop("proposal_bbox_mode")
+    if mode == BoxMode.XYXY_ABS:
+        boxes, mode = BoxMode.convert(boxes, mode, BoxMode.XYWH_ABS), BoxMode.XYWH_ABS
+    boxes_xywha = transforms.apply_rotated_box(BoxMode.convert(boxes, mode, BoxMode.XYWHA_ABS))
+    _put_proposals(dataset_dict, RotatedBoxes(boxes_xywha), image_shape, proposal_topk)
+
+
+def _put_proposals(
+    dataset_dict: dict[str, Any], boxes: Boxes, image_shape: tuple[int, int], topk: int, min_box_size: float = 0
+) -> None:
     boxes.clip(image_shape)
     logits = torch.as_tensor(np.asarray(dataset_dict.pop("proposal_objectness_logits"), dtype=np.float32))
     keep = boxes.nonempty(threshold=min_box_size)
     proposals = Instances(image_shape)
-    proposals.proposal_boxes = boxes[keep][:proposal_topk]
-    proposals.objectness_logits = logits[keep][:proposal_topk]
+    proposals.proposal_boxes = boxes[keep][:topk]
+    proposals.objectness_logits = logits[keep][:topk]
     dataset_dict["proposals"] = proposals
 
 

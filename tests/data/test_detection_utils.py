@@ -6,7 +6,7 @@ from pycocotools import mask as mask_util
 from detlib.config import get_cfg
 from detlib.data import detection_utils as utils
 from detlib.data import transforms as T
-from detlib.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+from detlib.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks, RotatedBoxes
 from detlib.utils.errors import ConfigError, DatasetError
 
 SQUARE = [2.0, 2.0, 6.0, 2.0, 6.0, 6.0, 2.0, 6.0]
@@ -148,6 +148,29 @@ def test_empty_boxes_and_masks_are_dropped():
 def test_filter_takes_an_image_without_objects():
     empty = utils.annotations_to_instances([], (10, 10))
     assert len(utils.filter_empty_instances(empty)) == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "boxes", "expected"),
+    [
+        (BoxMode.XYWHA_ABS, [[3, 3, 4, 2, 90], [9, 9, 0, 4, 30]], [[18, 6, 8, 4, -90]]),
+        (BoxMode.XYXY_ABS, [[1, 2, 5, 4], [6, 0, 6, 1]], [[18, 6, 8, 4, 0]]),
+        (BoxMode.XYWH_ABS, [], []),
+    ],
+)
+def test_rotated_proposals_are_transformed_and_empty_ones_dropped(mode, boxes, expected):
+    """Twice the size, then mirrored in a width of 24."""
+    given = np.array(boxes, dtype=np.float32).reshape(-1, 5 if mode == BoxMode.XYWHA_ABS else 4)
+    logits = np.arange(len(boxes), dtype=np.float32)
+    sample = {"proposal_boxes": given.copy(), "proposal_bbox_mode": mode, "proposal_objectness_logits": logits}
+    transforms = T.TransformList([T.ResizeTransform(12, 12, 24, 24), T.HFlipTransform(24)])
+    used = dict(sample)
+    utils.transform_proposals_rotated(used, (24, 24), transforms, proposal_topk=2)
+    found = used["proposals"].proposal_boxes
+    assert isinstance(found, RotatedBoxes)
+    torch.testing.assert_close(found.tensor, torch.tensor(expected, dtype=torch.float32).reshape(-1, 5))
+    assert used["proposals"].objectness_logits.tolist() == [0.0][: len(expected)]
+    np.testing.assert_array_equal(sample["proposal_boxes"], given)
 
 
 def test_proposals_are_transformed_clipped_and_cut_to_the_best():

@@ -90,8 +90,8 @@ def find_top_proposals(
     for i, image_size in enumerate(image_sizes):
         image_boxes = box_type(boxes[i])
         image_boxes.clip(image_size)
-        candidates = finite[i] & image_boxes.nonempty(min_box_size)
-        image_boxes, image_logits = image_boxes[candidates], logits[i][candidates]
+        candidates = (finite[i] & image_boxes.nonempty(min_box_size)).nonzero()[:, 0]
+        image_boxes, image_logits = image_boxes[candidates], logits[i, candidates]
         keep = nms(image_boxes.tensor, image_logits, levels[candidates], nms_thresh)[:post_nms_topk]
         results.append(Instances(image_size, proposal_boxes=image_boxes[keep], objectness_logits=image_logits[keep]))
     return results
