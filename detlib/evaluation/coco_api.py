@@ -10,6 +10,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detlib.structures import BoxMode
 from detlib.utils.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -28,8 +29,13 @@ class COCOevalMaxDets(COCOeval):
         self.stats = _summarize_boxes(self.eval, self.params)
 
 
-def load_ground_truth(json_file: str) -> COCO:
-    """Read a COCO file and fill in what files in the wild lack: ``area``, ``iscrowd``, ``num_keypoints``, ``info``."""
+def load_ground_truth(json_file: str, rotated: bool = False) -> COCO:
+    """Read a COCO file and fill in what files in the wild lack: ``area``, ``iscrowd``, ``num_keypoints``, ``info``.
+
+    Args:
+        json_file: path of the file.
+        rotated: whether boxes of five numbers stay rotated; else they become the upright boxes around them.
+    """
     with _prints_to_log():
         coco = COCO(json_file)
         coco.dataset.setdefault("info", {})  # Some versions of pycocotools read it.
@@ -37,6 +43,9 @@ def load_ground_truth(json_file: str) -> COCO:
             annotation.setdefault("iscrowd", 0)
             if "area" not in annotation and "bbox" in annotation:
                 annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+            if len(annotation.get("bbox", ())) == 5 and not rotated:
+                box_xyxy = BoxMode.convert(annotation["bbox"], BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS)
+                annotation["bbox"] = BoxMode.convert(box_xyxy, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
             if "keypoints" in annotation:
                 annotation.setdefault("num_keypoints", sum(v > 0 for v in annotation["keypoints"][2::3]))
         if 0 in coco.anns:  # An object matched by a detection is noted by its id, where 0 stands for no match.

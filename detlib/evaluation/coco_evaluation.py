@@ -26,7 +26,8 @@ from detlib.evaluation.predictions import (
 )
 from detlib.evaluation.proposal_recall import average_recalls, save_box_proposals
 from detlib.evaluation.tables import class_table, metric_table
-from detlib.structures import BoxMode, Instances
+from detlib.structures import BoxMode, Instances, RotatedBoxes
+from detlib.utils.errors import ConfigError
 from detlib.utils.file_io import PathManager
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class COCOEvaluator(DatasetEvaluator):
             keypoints other than COCO's 17.
         allow_cached_coco: reuse an earlier conversion of the dataset found in ``output_dir``.
     """
+
+    _rotated = False
 
     def __init__(
         self,
@@ -117,6 +120,11 @@ class COCOEvaluator(DatasetEvaluator):
 
     def instances_to_json(self, instances: Instances, img_id: Any) -> list[dict[str, Any]]:
         """Convert the detections on one image; subclasses may override it."""
+        if instances.has("pred_boxes") and isinstance(instances.pred_boxes, RotatedBoxes):
+            raise ConfigError(
+                f"the model predicts rotated boxes, which {type(self).__name__} would not compare as such; "
+                "use RotatedCOCOEvaluator"
+            )
         return instances_to_coco_json(instances, img_id)
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, Any]:
@@ -149,13 +157,13 @@ class COCOEvaluator(DatasetEvaluator):
 
         json_file = self._metadata.get("json_file")
         if json_file is not None:
-            return load_ground_truth(PathManager.get_local_path(json_file))
+            return load_ground_truth(PathManager.get_local_path(json_file), self._rotated)
         self._logger.info("%r has no json_file in its metadata; converting it to COCO format", self._dataset_name)
         with tempfile.TemporaryDirectory() as temporary:
             folder = self._output_dir or temporary
             converted = os.path.join(folder, f"{self._dataset_name}_coco_format.json")
             convert_to_coco_json(self._dataset_name, converted, allow_cached=allow_cached)
-            return load_ground_truth(converted)
+            return load_ground_truth(converted, self._rotated)
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
         fields = set().union(*predictions)

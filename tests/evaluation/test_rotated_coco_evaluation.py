@@ -13,7 +13,7 @@ from detlib.evaluation.coco_api import load_ground_truth
 from detlib.evaluation.proposal_recall import evaluate_box_proposals
 from detlib.evaluation.rotated_coco_evaluation import RotatedCOCOeval
 from detlib.structures import Boxes, BoxMode, Instances, RotatedBoxes
-from detlib.utils.errors import DatasetError
+from detlib.utils.errors import ConfigError, DatasetError
 
 TILTED = [50, 50, 40, 20, 30]
 
@@ -98,7 +98,7 @@ def test_upright_boxes_give_the_numbers_of_the_coco_evaluator(dataset):
 
 
 def test_overlap_with_a_crowd_is_the_share_within_it(dataset):
-    coco = load_ground_truth(MetadataCatalog.get(dataset({1: [TILTED]})).json_file)
+    coco = load_ground_truth(MetadataCatalog.get(dataset({1: [TILTED]})).json_file, rotated=True)
     evaluation = RotatedCOCOeval(coco, coco, "bbox")
     # Across the middle of the right side, which is 20 pixels from the center: half of 20 x 10 pixels is within.
     x, y = 50 + 20 * math.cos(math.radians(30)), 50 - 20 * math.sin(math.radians(30))
@@ -147,6 +147,18 @@ def test_dataset_without_a_file_is_converted():
         MetadataCatalog.remove("ships_in_memory")
 
 
+def test_evaluator_of_upright_boxes_takes_the_box_around_a_rotated_object(dataset):
+    name = dataset({1: [[50, 50, 40, 20, 90]]})
+    upright = Instances((100, 100), pred_boxes=Boxes([[40.0, 30.0, 60.0, 70.0]]), scores=torch.ones(1))
+    upright.pred_classes = torch.zeros(1, dtype=torch.int64)
+    assert evaluate(COCOEvaluator(name), {1: upright})["AP"] == pytest.approx(100)
+
+
+def test_evaluator_of_upright_boxes_refuses_rotated_predictions(dataset):
+    with pytest.raises(ConfigError, match="use RotatedCOCOEvaluator"):
+        evaluate(COCOEvaluator(dataset({1: [TILTED]})), {1: detections(TILTED)})
+
+
 def test_masks_are_no_task_of_rotated_boxes(dataset):
     with pytest.raises(ValueError, match="'segm'"):
         RotatedCOCOEvaluator(dataset({1: [TILTED]}), tasks=["segm"])
@@ -170,7 +182,8 @@ def test_config_with_rotated_anchors_gets_the_evaluator_of_rotated_boxes(dataset
 
 
 def test_recall_of_rotated_proposals(dataset):
-    coco = load_ground_truth(MetadataCatalog.get(dataset({1: [TILTED, [80, 20, 10, 10, 0]], 2: []})).json_file)
+    name = dataset({1: [TILTED, [80, 20, 10, 10, 0]], 2: []})
+    coco = load_ground_truth(MetadataCatalog.get(name).json_file, rotated=True)
     proposals = Instances(
         (100, 100), proposal_boxes=RotatedBoxes([[50, 50, 40, 20, 210.0]]), objectness_logits=torch.zeros(1)
     )
