@@ -1,6 +1,7 @@
 """Metrics of predictions on a dataset, and the loop that collects the predictions."""
 
 from detlib.evaluation.build import build_evaluator
+from detlib.evaluation.cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from detlib.evaluation.coco_evaluation import COCOEvaluator
 from detlib.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators, inference_context, inference_on_dataset
 from detlib.evaluation.lvis_evaluation import LVISEvaluator
@@ -13,6 +14,8 @@ from detlib.evaluation.testing import print_csv_format, verify_results
 __all__ = [
     "COCOEvaluator",
     "COCOPanopticEvaluator",
+    "CityscapesInstanceEvaluator",
+    "CityscapesSemSegEvaluator",
     "DatasetEvaluator",
     "DatasetEvaluators",
     "LVISEvaluator",

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from detlib.config import CfgNode
 from detlib.data import MetadataCatalog
 from detlib.data.rotated_annotations import uses_rotated_boxes
+from detlib.evaluation.cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from detlib.evaluation.coco_evaluation import COCOEvaluator
 from detlib.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators
 from detlib.evaluation.lvis_evaluation import LVISEvaluator
 from detlib.evaluation.panoptic_evaluation import COCOPanopticEvaluator
 from detlib.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
+from detlib.evaluation.rotated_coco_evaluation import RotatedCOCOEvaluator
 from detlib.evaluation.rotated_coco_evaluation import RotatedCOCOEvaluator
 from detlib.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detlib.utils.errors import DatasetError
@@ -21,7 +23,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     """Make the evaluator of a dataset, or several in one.
 
     Args:
-        cfg: for what the metrics depend on besides the dataset: ``TEST.KEYPOINT_OKS_SIGMAS``.
+        cfg: for what the metrics depend on besides the dataset: ``TEST.KEYPOINT_OKS_SIGMAS``, and whether the model
+            predicts rotated boxes.
         dataset_name: of a registered dataset.
         output_folder: where predictions are written; otherwise none are.
 
@@ -42,7 +45,19 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
 def _coco(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
     if uses_rotated_boxes(cfg):
         return [RotatedCOCOEvaluator(name, output_dir=folder)]
+    if _predicts_rotated_boxes(cfg):
+        return _rotated_coco(cfg, name, folder)
     return [COCOEvaluator(name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)]
+
+
+def _rotated_coco(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
+    return [RotatedCOCOEvaluator(name, output_dir=folder)]
+
+
+def _predicts_rotated_boxes(cfg: CfgNode) -> bool:
+    """A dataset of rotated boxes is registered like one of upright boxes, so the model has to tell."""
+    model = cfg.MODEL
+    return "Rotated" in model.ANCHOR_GENERATOR.NAME or model.ROI_HEADS.NAME == "RROIHeads"
 
 
 def _sem_seg(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
@@ -57,18 +72,19 @@ def _panoptic(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvalua
     return [*evaluators, COCOPanopticEvaluator(name, folder)]
 
 
-def _lvis(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
-    return [LVISEvaluator(name, output_dir=folder)]
-
-
-def _pascal_voc(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
-    return [PascalVOCDetectionEvaluator(name)]
+def _cityscapes_panoptic(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
+    evaluators = [CityscapesSemSegEvaluator(name), CityscapesInstanceEvaluator(name)]
+    return [*evaluators, COCOPanopticEvaluator(name, folder)]
 
 
 EVALUATORS: dict[str, Callable[[CfgNode, str, str | None], list[DatasetEvaluator]]] = {
+    "cityscapes_instance": lambda cfg, name, folder: [CityscapesInstanceEvaluator(name)],
+    "cityscapes_panoptic_seg": _cityscapes_panoptic,
+    "cityscapes_sem_seg": lambda cfg, name, folder: [CityscapesSemSegEvaluator(name)],
     "coco": _coco,
     "coco_panoptic_seg": _panoptic,
-    "lvis": _lvis,
-    "pascal_voc": _pascal_voc,
+    "lvis": lambda cfg, name, folder: [LVISEvaluator(name, output_dir=folder)],
+    "pascal_voc": lambda cfg, name, folder: [PascalVOCDetectionEvaluator(name)],
+    "rotated_coco": _rotated_coco,
     "sem_seg": _sem_seg,
 }

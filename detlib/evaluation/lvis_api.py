@@ -76,6 +76,8 @@ def _check(lvis: COCO, detections: Sequence[Row], task: str) -> None:
         raise ConfigError(
             "Task 'segm' was asked for, but the model predicts no segmentation; leave it out or switch on MODEL.MASK_ON"
         )
+    if task == "segm" and any("segmentation" not in annotation for annotation in lvis.anns.values()):
+        raise DatasetError("some annotations have no 'segmentation'; add it, or evaluate with tasks=['bbox']")
 
 
 def _best_of_each_image(detections: Sequence[Row], max_dets: int) -> list[Row]:

@@ -118,20 +118,15 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         """Compute the metrics.
 
         Returns:
-            ``{"panoptic_seg": {"PQ": ..., ...}}``; ``None`` in processes other than the main one, and
-            when the model returns no ``panoptic_seg``.
+            ``{"panoptic_seg": {"PQ": ..., ...}}``; ``None`` in processes other than the main one, and when the model
+            returns no ``panoptic_seg``, as a PanopticFPN without ``MODEL.PANOPTIC_FPN.COMBINE.ENABLED``.
         """
-        share = (self._matches, self._num_predicted, self._predictions)
-        gathered = gather_predictions([share] * bool(self._num_images), self._dataset_name)
+        share = (self._matches, self._predictions) if self._num_predicted else None
+        shares = [share] if self._num_images else []
+        gathered = gather_predictions(shares, self._dataset_name, field="panoptic_seg")
         if gathered is None:
             return None
-        matches, num_predicted, predictions = zip(*gathered, strict=True)
-        if sum(num_predicted) == 0:
-            logger.warning(
-                "The model returns no 'panoptic_seg', so there is no panoptic quality to compute; a PanopticFPN "
-                "returns it if MODEL.PANOPTIC_FPN.COMBINE.ENABLED is on"
-            )
-            return None
+        matches, predictions = zip(*gathered, strict=True)
         if self._output_dir:
             content = {"annotations": list(itertools.chain(*predictions)), "categories": self._categories}
             write_json(content, self._output_dir, "predictions.json")

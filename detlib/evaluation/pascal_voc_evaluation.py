@@ -57,7 +57,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        self._predictions: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._predictions: list[tuple[str, np.ndarray, np.ndarray, np.ndarray] | None] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Keep the boxes of each image.
@@ -67,6 +67,9 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
             outputs: each with ``instances`` on the scale of the image file.
         """
         for image, output in zip(inputs, outputs, strict=True):
+            if "instances" not in output:
+                self._predictions.append(None)
+                continue
             instances = output["instances"].to("cpu")
             boxes = instances.pred_boxes.tensor.double().numpy() + np.array([1, 1, 0, 0])  # (N, 4)
             scores, classes = instances.scores.double().numpy(), instances.pred_classes.numpy()
@@ -77,9 +80,9 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
 
         Returns:
             ``{"bbox": {"AP": ..., "AP50": ..., "AP75": ..., "AP-{class}": ...}}``; ``None`` in processes other than
-            the main one.
+            the main one, and when the model returns no ``instances``.
         """
-        predictions = gather_predictions(self._predictions, self._dataset_name)
+        predictions = gather_predictions(self._predictions, self._dataset_name, field="instances")
         if predictions is None:
             return None
         image_ids = np.array([image_id for image_id, *_ in predictions])

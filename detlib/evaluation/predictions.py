@@ -18,11 +18,17 @@ __all__ = ["class_of_category", "gather_predictions", "save_predictions", "to_da
 logger = logging.getLogger(__name__)
 
 
-def gather_predictions(predictions: list[Any], dataset_name: str, distributed: bool = True) -> list[Any] | None:
+def gather_predictions(
+    predictions: list[Any], dataset_name: str, distributed: bool = True, *, field: str = "predictions"
+) -> list[Any] | None:
     """Join the predictions of all processes, of which some may have none.
 
+    Args:
+        predictions: of this process; ``None`` stands for an image for which the model did not return the field.
+        field: what is evaluated, for the warning when the model never returns it.
+
     Returns:
-        ``None`` in processes other than the main one.
+        Those that are not ``None``. ``None`` in processes other than the main one, and if nothing is left.
 
     Raises:
         DatasetError: no process has any.
@@ -35,7 +41,10 @@ def gather_predictions(predictions: list[Any], dataset_name: str, distributed: b
         predictions = list(itertools.chain(*gathered))
     if not predictions:
         raise DatasetError(f"There is nothing to evaluate: the model was run on no image of {dataset_name!r}")
-    return predictions
+    predictions = [prediction for prediction in predictions if prediction is not None]
+    if not predictions:
+        logger.warning("The model returns no %r for %r, so there is nothing to evaluate", field, dataset_name)
+    return predictions or None
 
 
 def class_of_category(metadata: Any, category_ids: Iterable[int]) -> dict[int, int]:

@@ -118,14 +118,12 @@ class SemSegEvaluator(DatasetEvaluator):
             ``{"sem_seg": {"mIoU": ..., ...}}``; ``None`` in processes other than the main one, and when the model
             returns no ``sem_seg``.
         """
-        share = (self._confusion, self._boundary_confusion, self._num_predicted, self._predictions)
-        gathered = gather_predictions([share] * bool(self._num_images), self._dataset_name, self._distributed)
+        share = (self._confusion, self._boundary_confusion, self._predictions) if self._num_predicted else None
+        shares = [share] if self._num_images else []
+        gathered = gather_predictions(shares, self._dataset_name, self._distributed, field="sem_seg")
         if gathered is None:
             return None
-        confusions, boundary_confusions, num_predicted, predictions = zip(*gathered, strict=True)
-        if sum(num_predicted) == 0:
-            logger.warning("The model returns no 'sem_seg', so there is no mIoU to compute")
-            return None
+        confusions, boundary_confusions, predictions = zip(*gathered, strict=True)
         if self._output_dir:
             write_json(list(itertools.chain(*predictions)), self._output_dir, "sem_seg_predictions.json")
         metrics = self._metrics(sum(confusions), sum(boundary_confusions))

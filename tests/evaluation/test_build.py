@@ -4,9 +4,14 @@ import pytest
 
 from detlib.config import get_cfg
 from detlib.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
     COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    RotatedCOCOEvaluator,
     SemSegEvaluator,
     build_evaluator,
 )
@@ -26,6 +31,48 @@ def test_coco_dataset_gets_the_sigmas_of_the_config(dataset, coco_json):
     evaluator = build_evaluator(cfg, dataset([], evaluator_type="coco", json_file=coco_json))
     assert isinstance(evaluator, COCOEvaluator)
     assert evaluator._kpt_oks_sigmas == [0.1, 0.2]
+
+
+def test_model_of_rotated_boxes_is_evaluated_with_their_overlap(dataset, coco_json):
+    cfg = get_cfg()
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = "RotatedAnchorGenerator"
+    assert isinstance(
+        build_evaluator(cfg, dataset([], evaluator_type="coco", json_file=coco_json)), RotatedCOCOEvaluator
+    )
+    name = dataset([], evaluator_type="rotated_coco", json_file=coco_json)
+    assert isinstance(build_evaluator(get_cfg(), name), RotatedCOCOEvaluator)
+
+
+@pytest.mark.parametrize(
+    ("evaluator_type", "kind"),
+    [
+        ("cityscapes_instance", CityscapesInstanceEvaluator),
+        ("cityscapes_sem_seg", CityscapesSemSegEvaluator),
+        ("pascal_voc", PascalVOCDetectionEvaluator),
+        ("lvis", LVISEvaluator),
+        ("sem_seg", SemSegEvaluator),
+    ],
+)
+def test_type_of_the_dataset_decides(dataset, coco_json, evaluator_type, kind):
+    name = dataset(
+        [],
+        evaluator_type=evaluator_type,
+        json_file=coco_json,
+        gt_dir="gt",
+        thing_classes=["car"],
+        stuff_classes=["road"],
+        dirname="voc",
+        split="val",
+        year=2007,
+    )
+    assert type(build_evaluator(get_cfg(), name)) is kind
+
+
+def test_panoptic_cityscapes_is_evaluated_as_instances_labels_and_segments(dataset, coco_json):
+    metadata = {"gt_dir": "gt", "thing_classes": ["car"], "stuff_classes": ["road"], "panoptic_json": coco_json}
+    every = build_evaluator(get_cfg(), dataset([], evaluator_type="cityscapes_panoptic_seg", **metadata))
+    kinds = [CityscapesSemSegEvaluator, CityscapesInstanceEvaluator, COCOPanopticEvaluator]
+    assert [type(e) for e in every._evaluators] == kinds
 
 
 def test_panoptic_dataset_is_evaluated_for_all_that_it_has(dataset, coco_json):
