@@ -67,6 +67,7 @@ class COCOEvaluator(DatasetEvaluator):
         allow_cached_coco: reuse an earlier conversion of the dataset found in ``output_dir``.
     """
 
+    _known_tasks = tuple(METRICS)
     _rotated = False
 
     def __init__(
@@ -86,7 +87,7 @@ class COCOEvaluator(DatasetEvaluator):
             tasks = None
         self._logger = logging.getLogger(__name__)
         self._dataset_name = dataset_name
-        self._tasks = _check_tasks(tasks)
+        self._tasks = _check_tasks(tasks, self._known_tasks)
         self._distributed = distributed
         self._output_dir = output_dir
         self._max_dets_per_image = max_dets_per_image or 100
@@ -298,12 +299,12 @@ def _run_lengths(mask: torch.Tensor) -> dict[str, Any]:
     return {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
 
 
-def _check_tasks(tasks: Sequence[str] | None) -> list[str] | None:
+def _check_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> list[str] | None:
     if tasks is None:
         return None
-    unknown = [task for task in tasks if task not in METRICS]
+    unknown = [task for task in tasks if task not in known]
     if unknown or isinstance(tasks, str):
-        raise ValueError(f"tasks must be a sequence of {', '.join(METRICS)}; got {tasks!r}")
+        raise ValueError(f"tasks must be a sequence of {', '.join(known)}; got {tasks!r}")
     return list(tasks)
 
 

@@ -1,9 +1,7 @@
 """COCO's average precision for rotated boxes."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from detlib.config import CfgNode
 from detlib.evaluation.coco_evaluation import COCOEvaluator, instances_to_coco_json
 from detlib.structures import Instances
 
@@ -23,12 +21,8 @@ class RotatedCOCOEvaluator(COCOEvaluator):
     results are those of :class:`COCOEvaluator`; ``use_fast_impl`` has no effect.
     """
 
+    _known_tasks = ("bbox",)
     _rotated = True
-
-    def __init__(self, dataset_name: str, tasks: Sequence[str] | None = None, *args: Any, **kwargs: Any) -> None:
-        if tasks is not None and not isinstance(tasks, CfgNode) and list(tasks) != ["bbox"]:
-            raise ValueError(f"tasks of rotated boxes can only be ['bbox']; got {tasks!r}")
-        super().__init__(dataset_name, tasks, *args, **kwargs)
 
     def instances_to_json(self, instances: Instances, img_id: Any) -> list[dict[str, Any]]:
         return instances_to_coco_json(instances, img_id)
