@@ -12,7 +12,6 @@ from detlib.evaluation.lvis_evaluation import LVISEvaluator
 from detlib.evaluation.panoptic_evaluation import COCOPanopticEvaluator
 from detlib.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from detlib.evaluation.rotated_coco_evaluation import RotatedCOCOEvaluator
-from detlib.evaluation.rotated_coco_evaluation import RotatedCOCOEvaluator
 from detlib.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detlib.utils.errors import DatasetError
 
@@ -44,20 +43,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
 
 def _coco(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
     if uses_rotated_boxes(cfg):
-        return [RotatedCOCOEvaluator(name, output_dir=folder)]
-    if _predicts_rotated_boxes(cfg):
         return _rotated_coco(cfg, name, folder)
     return [COCOEvaluator(name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)]
 
 
 def _rotated_coco(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
     return [RotatedCOCOEvaluator(name, output_dir=folder)]
-
-
-def _predicts_rotated_boxes(cfg: CfgNode) -> bool:
-    """A dataset of rotated boxes is registered like one of upright boxes, so the model has to tell."""
-    model = cfg.MODEL
-    return "Rotated" in model.ANCHOR_GENERATOR.NAME or model.ROI_HEADS.NAME == "RROIHeads"
 
 
 def _sem_seg(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
