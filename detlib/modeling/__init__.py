@@ -1,5 +1,8 @@
 """Models and their parts, built from a config."""
 
+from typing import Any
+
+from detlib.modeling import test_time_augmentation
 from detlib.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, build_anchor_generator
 from detlib.modeling.backbone import (
     BACKBONE_REGISTRY,
@@ -12,6 +15,7 @@ from detlib.modeling.backbone import (
     make_stage,
 )
 from detlib.modeling.meta_arch import (
+    FCOS,
     META_ARCH_REGISTRY,
     DenseDetector,
     GeneralizedRCNN,
@@ -45,6 +49,7 @@ from detlib.modeling.roi_heads import (
 __all__ = [
     "ANCHOR_GENERATOR_REGISTRY",
     "BACKBONE_REGISTRY",
+    "FCOS",
     "FPN",
     "META_ARCH_REGISTRY",
     "PROPOSAL_GENERATOR_REGISTRY",
@@ -78,3 +83,9 @@ __all__ = [
     "detector_postprocess",
     "make_stage",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("DatasetMapperTTA", "GeneralizedRCNNWithTTA"):  # Evaluation is above modeling, hence on first use.
+        return getattr(test_time_augmentation, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,23 +19,18 @@ def get(package, dotted):
 # ---------------------------------------------------------------- building and feeding
 
 
+# Cases of configs in Python -> keys of the YAML config of the same name.
+KEYS = {"model.max_detections_per_image": "TEST.DETECTIONS_PER_IMAGE"}
+
+
 def build(package, case):
-    if case["config"].endswith(".py"):
-        cfg = get(package, "model_zoo.get_config")(case["config"])
-        for key, value in zip(case["overrides"][0::2], case["overrides"][1::2]):
-            node, parts = cfg, key.split(".")
-            for part in parts[:-1]:
-                node = getattr(node, part)
-            setattr(node, parts[-1], value)
-        model = get(package, "config.instantiate")(cfg.model)
-    else:
-        cfg = get(package, "config.get_cfg")()
-        cfg.merge_from_file(get(package, "model_zoo.get_config_file")(case["config"]))
-        cfg.merge_from_list(list(case["overrides"]))
-        cfg.MODEL.DEVICE = "cpu"
-        cfg.MODEL.WEIGHTS = ""
-        model = get(package, "modeling.build_model")(cfg)
-    return model
+    cfg = get(package, "config.get_cfg")()
+    config = case["config"].removesuffix(".py").removesuffix(".yaml") + ".yaml"
+    cfg.merge_from_file(get(package, "model_zoo.get_config_file")(config))
+    cfg.merge_from_list([KEYS.get(x, x) if i % 2 == 0 else x for i, x in enumerate(case["overrides"])])
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    return get(package, "modeling.build_model")(cfg)
 
 
 def state_digest(state):

@@ -60,6 +60,25 @@ RETINANET = {
     "NORM": "",
 }
 
+FCOS = {
+    # Without background.
+    "NUM_CLASSES": 80,
+    "IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
+    # Convolutions of each tower before the prediction, and their normalisation.
+    "NUM_CONVS": 4,
+    "NORM": "GN",
+    # Score that the untrained head gives to every class of every cell.
+    "PRIOR_PROB": 0.01,
+    # Cells within this many strides of an object's centre, along both axes, learn it.
+    "CENTER_SAMPLING_RADIUS": 1.5,
+    "FOCAL_LOSS_GAMMA": 2.0,
+    "FOCAL_LOSS_ALPHA": 0.25,
+    # Selection: lowest score, candidates per feature map, overlap of suppression.
+    "SCORE_THRESH_TEST": 0.2,
+    "TOPK_CANDIDATES_TEST": 1000,
+    "NMS_THRESH_TEST": 0.6,
+}
+
 PROPOSALS = {
     # By its name in PROPOSAL_GENERATOR_REGISTRY; "PrecomputedProposals" with MODEL.LOAD_PROPOSALS.
     "NAME": "RPN",
@@ -204,6 +223,7 @@ PANOPTIC_FPN = {
 DETECTION: dict[str, Any] = {
     "ANCHOR_GENERATOR": ANCHORS,
     "RETINANET": RETINANET,
+    "FCOS": FCOS,
     "PROPOSAL_GENERATOR": PROPOSALS,
     "RPN": RPN,
     "ROI_HEADS": ROI_HEADS,

@@ -22,6 +22,7 @@ __all__ = [
     "FPN",
     "LastLevelMaxPool",
     "LastLevelP6P7",
+    "build_fcos_resnet_fpn_backbone",
     "build_fpn",
     "build_resnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone",
@@ -171,6 +172,13 @@ def build_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) ->
     if "res5" not in shapes:
         raise ConfigError(f"RetinaNet needs res5, but MODEL.RESNETS.OUT_FEATURES is {list(shapes)}; add it there.")
     return build_fpn(cfg, bottom_up, LastLevelP6P7(shapes["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS))
+
+
+@BACKBONE_REGISTRY.register()
+def build_fcos_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """ResNet with p3 to p7, as FCOS uses it; p6 is made from p5 (https://arxiv.org/abs/1904.01355, sec. 3.2)."""
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    return build_fpn(cfg, build_resnet_backbone(cfg, input_shape), LastLevelP6P7(channels, channels, "p5"))
 
 
 def build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None = None) -> FPN:

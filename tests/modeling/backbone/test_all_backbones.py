@@ -7,8 +7,9 @@ import torch
 
 from detlib.config import get_cfg
 from detlib.layers import ShapeSpec
-from detlib.modeling import BACKBONE_REGISTRY, build_backbone
+from detlib.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from detlib.modeling.backbone import MViT, RegNet, SwinTransformer, ViT
+from detlib.solver import build_optimizer
 
 RESNET = {"DEPTH": 18, "NORM": "BN", "STEM_OUT_CHANNELS": 4, "RES2_OUT_CHANNELS": 4}
 REGNET = {"DEPTH": 6, "W_A": 4.0, "W_0": 8, "W_M": 1.5, "GROUP_WIDTH": 4, "SE_RATIO": 0.25, "NORM": "BN"}
@@ -33,6 +34,8 @@ BUILDERS = {
     "build_resnet_backbone": ("RESNETS", {**RESNET, "OUT_FEATURES": ["stem", *RES]}, []),
     "build_resnet_fpn_backbone": ("RESNETS", {**RESNET, "OUT_FEATURES": RES}, RES),
     "build_retinanet_resnet_fpn_backbone": ("RESNETS", {**RESNET, "OUT_FEATURES": RES[1:]}, RES[1:]),
+    "build_fcos_resnet_fpn_backbone": ("RESNETS", {**RESNET, "OUT_FEATURES": RES[1:]}, RES[1:]),
+    "build_fcos_resnet_fpn_backbone": ("RESNETS", {**RESNET, "OUT_FEATURES": RES[1:]}, RES[1:]),
     "build_regnet_backbone": ("REGNET", {**REGNET, "OUT_FEATURES": ["stem", *S]}, []),
     "build_regnet_fpn_backbone": ("REGNET", {**REGNET, "OUT_FEATURES": S}, S),
     "build_vit_backbone": ("VIT", VIT, []),
@@ -145,3 +148,24 @@ def test_images_of_one_channel_reach_all_but_regnet():
     for builder in ("build_vit_backbone", "build_swin_backbone", "build_mvit_backbone"):
         model = build_backbone(config(builder), ShapeSpec(channels=1))
         assert model(torch.zeros(1, 1, 64, 64))
+
+
+@pytest.mark.parametrize("builder", ["build_vit_fpn_backbone", "build_swin_fpn_backbone", "build_mvit_fpn_backbone"])
+def test_retinanet_trains_on_transformers(tiny_cfg, sample, builder):
+    cfg = config(builder, "LastLevelP6P7")
+    section = BUILDERS[builder][0]
+    for key in (section, "FPN", "BACKBONE"):
+        tiny_cfg.MODEL[key] = cfg.MODEL[key]
+    tiny_cfg.merge_from_list(["SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 0.001])
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg).train()
+    optimizer = build_optimizer(tiny_cfg, model)
+    batch = [sample(64, 80, [[8.0, 8, 40, 40]], [1]), sample(70, 64)]
+    losses = []
+    for _ in range(10):
+        loss = sum(model(batch).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item() * model.loss_normalizer.item())  # The normaliser itself falls.
+    assert losses[-1] < losses[0]
