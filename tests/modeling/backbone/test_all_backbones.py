@@ -35,7 +35,6 @@ BUILDERS = {
     "build_resnet_fpn_backbone": ("RESNETS", {**RESNET, "OUT_FEATURES": RES}, RES),
     "build_retinanet_resnet_fpn_backbone": ("RESNETS", {**RESNET, "OUT_FEATURES": RES[1:]}, RES[1:]),
     "build_fcos_resnet_fpn_backbone": ("RESNETS", {**RESNET, "OUT_FEATURES": RES[1:]}, RES[1:]),
-    "build_fcos_resnet_fpn_backbone": ("RESNETS", {**RESNET, "OUT_FEATURES": RES[1:]}, RES[1:]),
     "build_regnet_backbone": ("REGNET", {**REGNET, "OUT_FEATURES": ["stem", *S]}, []),
     "build_regnet_fpn_backbone": ("REGNET", {**REGNET, "OUT_FEATURES": S}, S),
     "build_vit_backbone": ("VIT", VIT, []),
