@@ -8,9 +8,10 @@ from torch import Tensor
 
 __all__ = ["pairwise_iou_rotated"]
 
-# Temporaries of a block of pairs take some 100 MB; those of a part of the near ones stay in the cache of a processor.
+# Temporaries of a block of pairs take some 100 MB.
 _PAIRS_PER_BLOCK = 2**21
-_NEAR_PAIRS_PER_PART = 2**15
+# Those of a part of the pairs that are near stay in the cache of a processor; accelerators want much work at a time.
+_NEAR_PAIRS_PER_PART = {"cpu": 2**15}
 
 
 @torch.no_grad()
@@ -35,24 +36,24 @@ def pairwise_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     iou = torch.zeros(len(boxes1), len(boxes2), dtype=result_dtype, device=boxes1.device)
     if iou.numel() == 0:
         return iou
-    on_cpu = boxes1.device.type == "cpu"
     rows = max(1, _PAIRS_PER_BLOCK // len(boxes2))
     for block1, block_iou in zip(boxes1.split(rows), iou.split(rows)):
-        if on_cpu:
-            _fill_where_near(block1, boxes2, block_iou)
-        else:  # To find the pairs that are near would make the device wait.
-            block_iou.copy_(_iou(block1[:, None].unbind(-1), boxes2.unbind(-1)))
+        _fill_where_near(block1, boxes2, block_iou)
     return iou
 
 
 def _fill_where_near(boxes1: Tensor, boxes2: Tensor, iou: Tensor) -> None:
-    """Write the overlaps of the pairs whose circumscribed circles overlap into (N, M) zeros."""
+    """Write the overlaps of the pairs whose circumscribed circles overlap into (N, M) zeros.
+
+    Accelerators wait here for the number of those pairs. That is quicker than to compute all: few of them are near.
+    """
     radius1, radius2 = (boxes[:, 2:4].norm(dim=1) / 2 for boxes in (boxes1, boxes2))
     offset_x = boxes1[:, None, 0] - boxes2[:, 0]
     offset_y = boxes1[:, None, 1] - boxes2[:, 1]
     near = offset_x.square_().add_(offset_y.square_()) < (radius1[:, None] + radius2).square_()
     index1, index2 = near.nonzero(as_tuple=True)
-    for i, j in zip(index1.split(_NEAR_PAIRS_PER_PART), index2.split(_NEAR_PAIRS_PER_PART)):
+    part = _NEAR_PAIRS_PER_PART.get(iou.device.type, _PAIRS_PER_BLOCK)
+    for i, j in zip(index1.split(part), index2.split(part)):
         iou[i, j] = _iou(boxes1.T[:, i].unbind(), boxes2.T[:, j].unbind()).to(iou.dtype)
 
 

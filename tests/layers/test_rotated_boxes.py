@@ -6,7 +6,7 @@ import shapely
 import torch
 from shapely import affinity
 
-from detlib.layers.rotated_boxes import _iou, pairwise_iou_rotated
+from detlib.layers.rotated_boxes import _NEAR_PAIRS_PER_PART, _iou, pairwise_iou_rotated
 
 
 def overlap(a, b):
@@ -127,7 +127,7 @@ def test_many_boxes_are_compared_in_blocks(monkeypatch):
     boxes1, boxes2 = random_boxes(23, 50, 50, 0, 1), random_boxes(7, 50, 50, 0, 2)
     expected = pairwise_iou_rotated(boxes1, boxes2)
     monkeypatch.setattr("detlib.layers.rotated_boxes._PAIRS_PER_BLOCK", 30)
-    monkeypatch.setattr("detlib.layers.rotated_boxes._NEAR_PAIRS_PER_PART", 4)
+    monkeypatch.setitem(_NEAR_PAIRS_PER_PART, "cpu", 4)
     torch.testing.assert_close(pairwise_iou_rotated(boxes1, boxes2), expected)
 
 
