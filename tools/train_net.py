@@ -12,12 +12,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from detlib.checkpoint import DetectionCheckpointer
 from detlib.config import CfgNode, get_cfg
 from detlib.config.config import format_with_origins
-from detlib.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detlib.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
 from detlib.engine.setup import run_tool
 from detlib.evaluation import DatasetEvaluator, build_evaluator, verify_results
+from detlib.evaluation.test_time_augmentation import with_test_time_augmentation
 from detlib.utils import comm
 from detlib.utils.errors import ConfigError
 
@@ -28,9 +31,39 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
         """The evaluator that fits the dataset; it writes predictions to ``OUTPUT_DIR/inference``."""
-        subfolder = dataset_name if len(cfg.DATASETS.TEST) > 1 else ""
-        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", subfolder)
+        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        if len(cfg.DATASETS.TEST) > 1:
+            output_folder = os.path.join(output_folder, dataset_name)
         return build_evaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate with the augmentation of ``TEST.AUG``; predictions go to ``OUTPUT_DIR/inference_TTA``.
+
+        Returns:
+            What ``test`` returns, with ``_TTA`` behind each name.
+        """
+        logger.info("Evaluating with test-time augmentation.")
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MIN_SIZE_TEST = 0  # Copies are made of the image as it is stored: resized twice, it would be blurred.
+        model = with_test_time_augmentation(cfg, model)
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        return {f"{name}_TTA": metrics for name, metrics in cls.test(cfg, model, evaluators).items()}
+
+    def build_hooks(self) -> list[hooks.HookBase | None]:
+        built = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            with_test_time_augmentation(self.cfg, self.model)  # What cannot be done shall fail before training.
+            after_evaluation = 1 + next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+            built.insert(after_evaluation, hooks.EvalHook(0, self._evaluate_with_TTA))
+        return built
+
+    def _evaluate_with_TTA(self) -> Mapping[str, Any]:
+        results = self.test_with_TTA(self.cfg, self.model)
+        self._last_eval_results = {**(self._last_eval_results or {}), **results}
+        return results
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -71,6 +104,8 @@ def evaluate(cfg: CfgNode, resume: bool) -> Mapping[str, Any]:
     model = Trainer.build_model(cfg)
     DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results = {**results, **Trainer.test_with_TTA(cfg, model)}
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
