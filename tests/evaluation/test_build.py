@@ -1,8 +1,13 @@
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from detlib.config import get_cfg
+from detlib.data import DatasetCatalog, MetadataCatalog
+from detlib.data.detection_utils import read_image
 from detlib.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
@@ -89,3 +94,35 @@ def test_unknown_type_lists_the_known_ones(dataset, evaluator_type):
     metadata = {} if evaluator_type is None else {"evaluator_type": evaluator_type}
     with pytest.raises(DatasetError, match=rf"evaluator_type {evaluator_type!r}; known are .*coco, coco_panoptic_seg"):
         build_evaluator(get_cfg(), dataset([], **metadata))
+
+
+def ground_truth_as_prediction(sample, metadata, segments):
+    """What a panoptic model would return if it knew the answer."""
+    labels = torch.from_numpy(read_image(sample["sem_seg_file_name"]).astype(np.int64)).squeeze(-1)
+    stem = Path(sample["file_name"]).stem
+    channels = read_image(f"{metadata.panoptic_root}/{stem}.png", "RGB").astype(np.int64)
+    class_of = {True: metadata.thing_dataset_id_to_contiguous_id, False: metadata.stuff_dataset_id_to_contiguous_id}
+    predicted = []
+    for segment in segments:
+        is_thing = segment["category_id"] in class_of[True]
+        class_id = class_of[is_thing][segment["category_id"]]
+        predicted.append({"id": segment["id"], "category_id": class_id, "isthing": is_thing})
+    return {
+        "sem_seg": torch.nn.functional.one_hot(labels, len(metadata.stuff_classes)).movedim(-1, 0),
+        "panoptic_seg": (torch.from_numpy(channels @ np.array([1, 256, 256**2])), predicted),
+    }
+
+
+def test_ground_truth_of_the_shapes_is_perfect():
+    name = "shapes_val_panoptic_separated"
+    samples, metadata = DatasetCatalog.get(name)[:3], MetadataCatalog.get(name)
+    annotations = json.loads(Path(metadata.panoptic_json).read_text())["annotations"]
+    segments = {annotation["image_id"]: annotation["segments_info"] for annotation in annotations}
+    evaluator = build_evaluator(get_cfg(), name)
+    evaluator.reset()
+    for sample in samples:
+        evaluator.process([sample], [ground_truth_as_prediction(sample, metadata, segments[sample["image_id"]])])
+    results = evaluator.evaluate()
+    assert results.keys() == {"sem_seg", "panoptic_seg"}
+    assert results["panoptic_seg"]["PQ_th"] == results["panoptic_seg"]["PQ_st"] == 100
+    assert results["sem_seg"]["mIoU"] == results["sem_seg"]["pACC"] == 100
