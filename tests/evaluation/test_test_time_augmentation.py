@@ -215,7 +215,20 @@ def test_probabilities_of_labels_are_averaged_the_same_way_round(cfg, scene):
     assert wrong < 0.1 * 24 * 24
 
 
-def test_models_that_cannot_be_averaged_are_a_config_error(cfg, tiny_cfg):
+def test_one_plain_copy_gives_the_probabilities_of_a_segmentor(cfg, sample):
+    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["p3", "p4"]
+    cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE = 8
+    cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 32
+    cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.FLIP = (64,), False
+    model = build_model(cfg).eval()
+    batch = [{**sample(64, 80), "height": 128, "width": 160}]
+    with torch.no_grad():
+        wanted = model(batch)[0]["sem_seg"].softmax(dim=0)
+    torch.testing.assert_close(with_test_time_augmentation(cfg, model)(batch)[0]["sem_seg"], wanted)
+
+
+def test_models_that_cannot_be_averaged_are_a_config_error(cfg):
     model = FindsTheSquare()
     with pytest.raises(ConfigError, match=r"the model is a Linear; set TEST\.AUG\.ENABLED: False"):
         with_test_time_augmentation(cfg, nn.Linear(1, 1))
