@@ -3,6 +3,7 @@
 Shapes: B images or windows, H x W positions, C channels, n heads of d channels.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -144,7 +145,7 @@ def get_abs_pos(abs_pos: Tensor, has_cls_token: bool, hw: tuple[int, int]) -> Te
     """
     if has_cls_token:
         abs_pos = abs_pos[:, 1:]
-    size = round(abs_pos.shape[1] ** 0.5)
+    size = math.isqrt(int(abs_pos.shape[1]))
     if size * size != abs_pos.shape[1]:
         raise ValueError(
             f"{abs_pos.shape[1]} absolute positions make no square; is PRETRAIN_USE_CLS_TOKEN {has_cls_token} right?"

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from fvcore.nn import FlopCountAnalysis
 
 from detlib.config import get_cfg
 from detlib.layers import ShapeSpec
@@ -121,6 +122,13 @@ def test_pyramid_takes_the_top_block_of_the_config(builder):
         last = "p4" if "regnet" in builder else "p5"
         assert list(channels) == [*[f"p{i}" for i in range(2, int(last[1]) + 1)], *more]
         assert set(channels.values()) == {8}
+
+
+@pytest.mark.parametrize("builder", [name for name in BUILDERS if "fpn" in name])
+def test_operations_can_be_counted(builder):
+    model = build_backbone(config(builder)).eval()
+    counts = FlopCountAnalysis(model, torch.zeros(1, 3, 96, 128)).unsupported_ops_warnings(False)
+    assert counts.by_operator()["conv"] > 0
 
 
 @pytest.mark.parametrize(
