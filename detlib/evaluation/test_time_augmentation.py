@@ -1,4 +1,4 @@
-"""Predictions averaged over resized and flipped copies of each image: slower, and better by a point or two.
+"""Predictions averaged over resized and flipped copies of each image, which is slower and often a little better.
 
 Shapes: R objects of one image, K classes or keypoints, masks and heatmaps of M x M cells, an image of H x W.
 """
