@@ -56,7 +56,8 @@ setup(
     extras_require={
         "fast-eval": ["faster-coco-eval>=1.6"],
         "safetensors": ["safetensors>=0.4"],
-        "dev": ["pytest>=8", "ruff>=0.6", "faster-coco-eval>=1.6", "safetensors>=0.4"],
+        "tracking": ["scipy>=1.10"],
+        "dev": ["pytest>=8", "ruff>=0.6", "faster-coco-eval>=1.6", "safetensors>=0.4", "scipy>=1.10"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

@@ -142,6 +142,24 @@ TEST = {
     "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
 }
 
+TRACKER_HEADS = {
+    # By its name in TRACKER_HEADS_REGISTRY.
+    "TRACKER_NAME": "BBoxIOUTracker",
+    # Size of the frames, in pixels; to be set.
+    "VIDEO_HEIGHT": 0,
+    "VIDEO_WIDTH": 0,
+    # No lost object is kept beyond this many objects in a frame.
+    "MAX_NUM_INSTANCES": 200,
+    # Consecutive frames for which an object that is not detected is kept.
+    "MAX_LOST_FRAME_COUNT": 0,
+    # Lost objects that are smaller, relative to the side of the frame, are dropped.
+    "MIN_BOX_REL_DIM": 0.02,
+    # Lost objects that were detected in no more frames than this are dropped.
+    "MIN_INSTANCE_PERIOD": 1,
+    # Lowest overlap of the boxes of one object in two frames.
+    "TRACK_IOU_THRESHOLD": 0.5,
+}
+
 BASE: dict[str, Any] = {
     # Version of the config format; older files are upgraded when read.
     "VERSION": 2,
@@ -150,6 +168,7 @@ BASE: dict[str, Any] = {
     "DATALOADER": DATALOADER,
     "SOLVER": SOLVER,
     "TEST": TEST,
+    "TRACKER_HEADS": TRACKER_HEADS,
     # Where logs, checkpoints and results go.
     "OUTPUT_DIR": "./output",
     # Negative draws a seed; any other makes random choices repeatable, though not every GPU operation.
