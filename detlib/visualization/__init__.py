@@ -1,6 +1,7 @@
 """Pictures of predictions and of annotations; matplotlib is imported when the first one is drawn."""
 
+from detlib.visualization.video_visualizer import VideoVisualizer
 from detlib.visualization.vis_image import VisImage
 from detlib.visualization.visualizer import ColorMode, Visualizer
 
-__all__ = ["ColorMode", "VisImage", "Visualizer"]
+__all__ = ["ColorMode", "VideoVisualizer", "VisImage", "Visualizer"]

@@ -77,19 +77,29 @@ class Visualizer(Canvas):
             predictions: with any of "pred_boxes", "scores", "pred_classes", "pred_masks", "pred_keypoints".
             jittering: whether objects of one class have different shades.
         """
+        classes = predictions.pred_classes.tolist() if predictions.has("pred_classes") else [0] * len(predictions)
+        return self._draw_instances(predictions, self._class_colors(classes, jittering))
+
+    def _draw_instances(
+        self, predictions: Instances, colors: Sequence[RGB], ids: Sequence[int] | None = None
+    ) -> VisImage:
+        """Draw detected objects in given colours, identities before their names."""
         fields = predictions.to(self.cpu_device).get_fields()
         classes = fields["pred_classes"].tolist() if "pred_classes" in fields else None
         scores = fields["scores"].tolist() if "scores" in fields else None
         masks = split_masks(fields["pred_masks"]) if "pred_masks" in fields else None
         boxes = fields.get("pred_boxes")
+        labels = _create_text_labels(classes, scores, self.metadata.get("thing_classes"))
+        if ids is not None:
+            labels = [f"#{i} {label}".strip() for i, label in zip(ids, labels or [""] * len(ids), strict=True)]
         if self._instance_mode is ColorMode.IMAGE_BW:
             self._gray_outside(self._covered(boxes, masks))
         return self.overlay_instances(
             boxes=boxes,
-            labels=_create_text_labels(classes, scores, self.metadata.get("thing_classes")),
+            labels=labels,
             masks=masks,
             keypoints=fields.get("pred_keypoints"),
-            assigned_colors=self._class_colors(classes or [0] * len(predictions), jittering),
+            assigned_colors=colors,
             alpha=0.8 if self._instance_mode is ColorMode.SEGMENTATION else 0.45,
         )
 
@@ -137,20 +147,33 @@ class Visualizer(Canvas):
             alpha: opacity.
         """
         prediction = _PanopticPrediction(panoptic_seg, segments_info, self.metadata)
+        return self._draw_panoptic(prediction, None, area_threshold, alpha)
+
+    draw_panoptic_seg_predictions = draw_panoptic_seg
+
+    def _draw_panoptic(
+        self,
+        prediction: _PanopticPrediction,
+        thing_colors: Sequence[RGB] | None,
+        area_threshold: float | None,
+        alpha: float,
+    ) -> VisImage:
+        """Draw the segments, things in given colours or else in those of their classes."""
         if self._instance_mode is ColorMode.IMAGE_BW:
             self._gray_outside(prediction.non_empty_mask())
         masks, labels, colors = [], [], []
         for kind, segments in (("stuff", prediction.semantic_masks()), ("thing", prediction.instance_masks())):
             part = list(segments)
             masks += [mask for mask, _ in part]
-            colors += self._class_colors([info["category_id"] for _, info in part], kind == "thing", kind)
+            if kind == "thing" and thing_colors is not None:
+                colors += thing_colors
+            else:
+                colors += self._class_colors([info["category_id"] for _, info in part], kind == "thing", kind)
             names = self.metadata.get(f"{kind}_classes")
             for _, info in part:
                 scores = [info["score"]] if "score" in info else None
                 labels += _create_text_labels([info["category_id"]], scores, names, [info.get("iscrowd", 0)])
         return self._draw_segments(masks, labels, colors, alpha, area_threshold, OFF_WHITE)
-
-    draw_panoptic_seg_predictions = draw_panoptic_seg
 
     def draw_dataset_dict(self, dic: dict[str, Any]) -> VisImage:
         """Draw the annotations of a sample in the standard dataset format, crowd regions hatched.
