@@ -10,8 +10,9 @@ import torch
 from detlib.config import CfgNode, configurable
 from detlib.data import detection_utils as utils
 from detlib.data import transforms as T
+from detlib.data.label_maps import semantic_labels_of
 from detlib.structures import BoxMode
-from detlib.utils.errors import ConfigError
+from detlib.utils.errors import ConfigError, DatasetError
 
 __all__ = ["DatasetMapper"]
 
@@ -40,7 +41,7 @@ class DatasetMapper:
     ) -> None:
         """
         Args:
-            is_train: whether annotations are kept; without, they are dropped.
+            is_train: whether annotations and label maps are kept; without, they are dropped.
             augmentations: applied in turn.
             image_format: see detection_utils.read_image.
             use_instance_mask: whether to process masks; use_keypoint: keypoints.
@@ -75,7 +76,7 @@ class DatasetMapper:
         jitters = is_train and cfg.INPUT.LARGE_SCALE_JITTER.ENABLED
         augmentations = utils.build_augmentation(cfg, is_train)
         if crops:
-            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+            augmentations.insert(0, utils.build_crop(cfg))
         arguments = {
             "is_train": is_train,
             "augmentations": augmentations,
@@ -107,11 +108,13 @@ class DatasetMapper:
         utils.check_image_size(dataset_dict, image)
 
         boxes_xyxy = _boxes_xyxy(dataset_dict) if self.is_train else None
-        aug_input = T.AugInput(image, boxes=boxes_xyxy, sem_seg=_read_sem_seg(dataset_dict))
+        sem_seg = _read_sem_seg(dataset_dict, image) if self.is_train else None
+        aug_input = T.AugInput(image, boxes=boxes_xyxy, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
 
         image_shape = aug_input.image.shape[:2]  # height, width
         dataset_dict["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        dataset_dict.pop("sem_seg_file_name", None)
         if aug_input.sem_seg is not None:
             dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
         if self.proposal_topk is not None:
@@ -153,11 +156,17 @@ class DatasetMapper:
         return {key: value for key, value in annotation.items() if key not in unused}
 
 
-def _read_sem_seg(dataset_dict: dict[str, Any]) -> np.ndarray | None:
+def _read_sem_seg(dataset_dict: dict[str, Any], image: np.ndarray) -> np.ndarray | None:
     """Read the (H, W) labels of a sample that has some."""
-    if "sem_seg_file_name" not in dataset_dict:
-        return None
-    return utils.read_image(dataset_dict.pop("sem_seg_file_name"), "L").squeeze(2)
+    labels = semantic_labels_of(dataset_dict)
+    if labels is not None and labels.shape != image.shape[:2]:
+        raise DatasetError(
+            f"the label map of {dataset_dict['file_name']}, "
+            f"{dataset_dict.get('sem_seg_file_name') or dataset_dict['pan_seg_file_name']}, is {labels.shape[0]} x "
+            f"{labels.shape[1]} (height x width), but the image {image.shape[0]} x {image.shape[1]}; resize the map "
+            "(nearest neighbour), or correct the pair of files"
+        )
+    return labels
 
 
 def _boxes_xyxy(dataset_dict: dict[str, Any]) -> np.ndarray | None:

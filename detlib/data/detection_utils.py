@@ -39,6 +39,7 @@ __all__ = [
     "annotations_to_instances",
     "annotations_to_instances_rotated",
     "build_augmentation",
+    "build_crop",
     "build_transform_gen",
     "check_image_size",
     "check_metadata_consistency",
@@ -358,7 +359,7 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     if jitter.ENABLED:
         resize = [
             T.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, *jitter.SIZE),
-            T.FixedSizeCrop(tuple(jitter.SIZE), pad=jitter.PAD),
+            T.FixedSizeCrop(tuple(jitter.SIZE), pad=jitter.PAD, seg_pad_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE),
         ]
     else:
         lengths, sampling = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
@@ -369,3 +370,13 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
 
 
 build_transform_gen = build_augmentation
+
+
+def build_crop(cfg: CfgNode) -> T.Augmentation:
+    """Build what ``INPUT.CROP`` asks for, whether it is enabled or not."""
+    crop = cfg.INPUT.CROP
+    if crop.SINGLE_CATEGORY_MAX_AREA >= 1:
+        return T.RandomCrop(crop.TYPE, crop.SIZE)
+    return T.RandomCrop_CategoryAreaConstraint(
+        crop.TYPE, crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    )

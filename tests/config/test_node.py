@@ -263,7 +263,7 @@ def test_options_of_projects_are_added_without_warning(caplog):
         ("", "BASE_LR", "SOLVER.BASE_LR"),
         ("MODEL", "BASE_LR", "SOLVER.BASE_LR"),
         ("SOLVER", "MAX_ITERS", "SOLVER.MAX_ITER"),
-        ("MODEL", "NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"),
+        ("MODEL", "NUM_CLASSES", "MODEL.FCOS.NUM_CLASSES"),
     ],
 )
 def test_new_attribute_like_an_option_elsewhere_is_set_with_a_warning(caplog, section, name, meant):

@@ -66,7 +66,7 @@ def test_instance_loss_weight_is_a_factor_of_the_losses_of_the_roi_heads(cfg, la
 def test_sample_without_label_map_is_named(model, labelled):
     sample = labelled(64, 64)
     del sample["sem_seg"]
-    with pytest.raises(DatasetError, match="needs 'sem_seg', but 'b.jpg'"):
+    with pytest.raises(DatasetError, match=r"needs 'sem_seg', but 'b\.jpg'"):
         model([{**sample, "file_name": "b.jpg"}])
 
 

@@ -1,0 +1,113 @@
+"""Data for Panoptic FPN from COCO's own files: a panoptic JSON with its PNGs, and a JSON of the things as instances.
+
+The classes of the pixels are read from the panoptic PNGs: 0 stands for all things, 1 and up for stuff, 255 for pixels
+in no segment. So no label maps need be made beforehand.
+"""
+
+import json
+import os
+from typing import Any
+
+from detlib.data.catalog import DatasetCatalog, MetadataCatalog
+from detlib.data.datasets.builtin_meta import categories_with_colors, separated_metadata
+from detlib.data.datasets.coco import load_coco_json
+from detlib.data.datasets.coco_panoptic import load_coco_panoptic_json
+from detlib.utils.errors import DatasetError, MissingFileError
+from detlib.utils.file_io import PathManager
+
+__all__ = ["load_panoptic_with_instances", "register_panoptic_with_instances"]
+
+
+def register_panoptic_with_instances(
+    name: str, panoptic_json: str, image_root: str, panoptic_root: str, instances_json: str
+) -> None:
+    """Register a panoptic dataset that a PanopticFPN trains on. Classes are read from the files when it is loaded.
+
+    Args:
+        name: name for the config, for example ``cells_train``.
+        panoptic_json: description of all segments.
+        image_root: folder of the images.
+        panoptic_root: folder of the PNG files of segment ids.
+        instances_json: the things in COCO's instance format.
+    """
+    DatasetCatalog.register(
+        name,
+        lambda: load_panoptic_with_instances(panoptic_json, image_root, panoptic_root, instances_json, name),
+    )
+    MetadataCatalog.get(name).set(
+        panoptic_json=panoptic_json,
+        image_root=image_root,
+        panoptic_root=panoptic_root,
+        json_file=instances_json,
+        evaluator_type="coco_panoptic_seg",
+        ignore_label=255,
+    )
+
+
+def load_panoptic_with_instances(
+    panoptic_json: str, image_root: str, panoptic_root: str, instances_json: str, dataset_name: str
+) -> list[dict[str, Any]]:
+    """Join the samples of both files.
+
+    Args:
+        dataset_name: its metadata gets the classes, colors and ids of things and of stuff.
+
+    Returns:
+        The samples of ``instances_json``, each with ``pan_seg_file_name`` and ``segments_info`` as of
+        :func:`load_coco_panoptic_json`, whose segments also have their ``sem_seg_label``.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DatasetError: a file is damaged, or the two do not fit together.
+    """
+    metadata = _metadata(panoptic_json)
+    panoptic = {
+        sample["image_id"]: sample
+        for sample in load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, metadata)
+    }
+    for segment in (segment for sample in panoptic.values() for segment in sample["segments_info"]):
+        segment["sem_seg_label"] = 0 if segment["isthing"] else segment["category_id"]
+    _check_things(metadata, instances_json)
+    samples = load_coco_json(instances_json, image_root, dataset_name)
+    missing = [sample["file_name"] for sample in samples if sample["image_id"] not in panoptic]
+    if missing:
+        raise DatasetError(
+            f"{len(missing)} images of {instances_json} are not in {panoptic_json}, for example {missing[0]}; images "
+            "go by their ids, which must be those of the other file"
+        )
+    MetadataCatalog.get(dataset_name).set(**metadata)
+    return [{**panoptic[sample["image_id"]], **sample} for sample in samples]
+
+
+def _metadata(panoptic_json: str) -> dict[str, Any]:
+    if not PathManager.isfile(panoptic_json):
+        raise MissingFileError(f"panoptic annotation file {panoptic_json!r} does not exist; check the path")
+    with PathManager.open(panoptic_json) as file:
+        try:
+            categories = sorted(json.load(file)["categories"], key=lambda category: category["id"])
+            colors = categories_with_colors([(c["id"], c["name"], c["isthing"]) for c in categories])
+        except json.JSONDecodeError as error:
+            raise DatasetError(f"{panoptic_json} is not valid JSON: {error}; it may be cut off") from None
+        except (KeyError, TypeError) as error:
+            raise DatasetError(
+                f"{panoptic_json} is not in COCO's panoptic format ({type(error).__name__}: {error}); expected "
+                "'categories' with id, name and isthing"
+            ) from error
+    return separated_metadata([{**color, **category} for color, category in zip(colors, categories, strict=True)])
+
+
+def _check_things(metadata: dict[str, Any], instances_json: str) -> None:
+    """Both files must number the things alike."""
+    if not PathManager.isfile(instances_json):
+        raise MissingFileError(f"annotation file {instances_json!r} does not exist; check the path")
+    with PathManager.open(instances_json) as file:
+        try:
+            categories = {c["id"]: c["name"] for c in json.load(file)["categories"]}
+        except (ValueError, KeyError, TypeError):
+            return  # The reader of instances says what is wrong.
+    things = dict(zip(metadata["thing_dataset_id_to_contiguous_id"], metadata["thing_classes"], strict=True))
+    if categories != things:
+        raise DatasetError(
+            f"{os.path.basename(instances_json)} has the categories {categories}, but the things of the panoptic file "
+            f"are {things}; make them the same in {instances_json}"
+        )
