@@ -248,13 +248,13 @@ def test_missing_attribute_suggests_and_is_an_attribute_error():
 def test_options_of_projects_are_added_without_warning(caplog):
     cfg = get_cfg()
     with caplog.at_level(logging.WARNING):
-        cfg.MODEL.FCOS = CfgNode()
-        cfg.MODEL.FCOS.NUM_CLASSES = 80
+        cfg.MODEL.DETR = CfgNode()
+        cfg.MODEL.DETR.NUM_CLASSES = 80
         cfg.SOLVER.OPTIMIZER = "ADAMW"
         cfg.MODEL.ROI_MASK_HEAD.NUM_FC = 3  # As in the box head, which stands beside it.
         cfg.MODEL.RESNETS.RES4_DILATION = 1
     assert not caplog.records
-    assert cfg.MODEL.FCOS.NUM_CLASSES == 80
+    assert cfg.MODEL.DETR.NUM_CLASSES == 80
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ INPUT = {
         "TYPE": "relative_range",
         # Height and width, as parts of the image or in pixels.
         "SIZE": [0.9, 0.9],
+        # Largest part of a crop that one class of a label map may have; 1 for any.
+        "SINGLE_CATEGORY_MAX_AREA": 1.0,
     },
     # Large scale jitter (arXiv:2012.07177) in training, in place of MIN_SIZE_TRAIN and MAX_SIZE_TRAIN: fit the image
     # into SIZE (height, width) times a factor between the two scales, then crop it to SIZE.
