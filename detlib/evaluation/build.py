@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from detlib.config import CfgNode
-from detlib.data import MetadataCatalog
+from detlib.data import DatasetCatalog, MetadataCatalog
 from detlib.data.rotated_annotations import uses_rotated_boxes
 from detlib.evaluation.cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from detlib.evaluation.coco_evaluation import COCOEvaluator
@@ -58,7 +58,10 @@ def _sem_seg(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluat
 def _panoptic(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
     """Panoptic quality, and what the dataset has of label maps and instances."""
     metadata = MetadataCatalog.get(name)
-    evaluators = _sem_seg(cfg, name, folder) if metadata.get("sem_seg_root") else []
+    has_labels = metadata.get("sem_seg_root") or any(
+        "sem_seg_label" in segment for sample in DatasetCatalog.get(name) for segment in sample["segments_info"]
+    )
+    evaluators = _sem_seg(cfg, name, folder) if has_labels else []
     evaluators += _coco(cfg, name, folder) if metadata.get("json_file") else []
     return [*evaluators, COCOPanopticEvaluator(name, folder)]
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from detlib.data import MetadataCatalog
+from detlib.data.label_maps import read_segment_ids
 from detlib.evaluation.evaluator import DatasetEvaluator
 from detlib.evaluation.predictions import gather_predictions, write_json
 from detlib.evaluation.tables import rows_table
@@ -77,13 +78,6 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._categories = content["categories"]
         self._index_of_category = {category["id"]: i for i, category in enumerate(self._categories)}
         self._annotations = {annotation["image_id"]: annotation for annotation in content.get("annotations", ())}
-        self._dataset_ids = {
-            kind: {contiguous: original for original, contiguous in self._metadata.get(key, {}).items()}
-            for kind, key in (
-                (True, "thing_dataset_id_to_contiguous_id"),
-                (False, "stuff_dataset_id_to_contiguous_id"),
-            )
-        }
         self.reset()
 
     def reset(self) -> None:
@@ -100,6 +94,11 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                 ``category_id`` and ``isthing``. Without ``isthing``, the category is one of the dataset's. The list
                 may be ``None``; ids are ``category_id * label_divisor + number`` then, and -1 where there is none.
         """
+        # Some datasets know their classes only when they have been loaded, which is the case here.
+        self._dataset_ids = {
+            kind: {contiguous: original for original, contiguous in self._metadata.get(key, {}).items()}
+            for kind, key in ((True, "thing_dataset_id_to_contiguous_id"), (False, "stuff_dataset_id_to_contiguous_id"))
+        }
         for image, output in zip(inputs, outputs, strict=True):
             self._num_images += 1
             if "panoptic_seg" not in output:
@@ -167,7 +166,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             )
         annotation = self._annotations[image_id]
         path = os.path.join(self._metadata.panoptic_root, annotation["file_name"])
-        gt_ids = _read_ids(path)
+        gt_ids = read_segment_ids(path)
         if gt_ids.shape != ids.shape:
             raise DatasetError(
                 f"the prediction for image {image_id!r} is {ids.shape} pixels large and {path} {gt_ids.shape}; "
@@ -287,13 +286,6 @@ def _read_panoptic_json(dataset_name: str, path: str | None) -> dict[str, Any]:
     if "categories" not in content:
         raise DatasetError(f"{path} has no 'categories' with id and isthing, which panoptic quality needs")
     return content
-
-
-def _read_ids(path: str) -> np.ndarray:
-    """Segment ids (H, W) of a PNG in COCO's panoptic format."""
-    with PathManager.open(path, "rb") as file:
-        channels = np.array(Image.open(file).convert("RGB"), dtype=np.int64)  # (H, W, 3)
-    return channels @ np.array([1, 256, 256**2])
 
 
 def _mean_of_known(values: np.ndarray) -> float:

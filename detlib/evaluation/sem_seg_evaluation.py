@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from detlib.data import DatasetCatalog, MetadataCatalog
+from detlib.data.label_maps import semantic_labels_of
 from detlib.evaluation.evaluator import DatasetEvaluator
 from detlib.evaluation.predictions import gather_predictions, save_predictions, write_json
 from detlib.evaluation.tables import metric_table, rows_table
@@ -47,8 +48,9 @@ class SemSegEvaluator(DatasetEvaluator):
       (https://arxiv.org/abs/2103.16562); ``min(IoU, B-Iou)-{class}``: the lower of both.
 
     Args:
-        dataset_name: of a registered dataset whose samples have ``file_name`` and ``sem_seg_file_name``. Its metadata
-            must have ``stuff_classes``; ``ignore_label`` and ``stuff_dataset_id_to_contiguous_id`` are optional.
+        dataset_name: of a registered dataset whose samples have ``file_name`` and ``sem_seg_file_name``, or panoptic
+            segments with a ``sem_seg_label``. Its metadata must have ``stuff_classes``; ``ignore_label`` and
+            ``stuff_dataset_id_to_contiguous_id`` are optional.
         distributed: add up the pixels of all processes; otherwise each evaluates its own.
         output_dir: where to write ``sem_seg_predictions.json`` (run-length codes in COCO's form) and
             ``sem_seg_evaluation.pth``; otherwise nothing is written.
@@ -67,6 +69,7 @@ class SemSegEvaluator(DatasetEvaluator):
         num_classes: int | None = None,
         ignore_label: int | None = None,
     ) -> None:
+        samples = DatasetCatalog.get(dataset_name)  # Some datasets know their classes only then.
         metadata = MetadataCatalog.get(dataset_name)
         for name, value in (("num_classes", num_classes), ("ignore_label", ignore_label)):
             if value is not None:
@@ -80,9 +83,10 @@ class SemSegEvaluator(DatasetEvaluator):
         contiguous_ids = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
         self._dataset_ids = {contiguous: original for original, contiguous in contiguous_ids.items()}
         self.input_file_to_gt_file = {
-            sample["file_name"]: sample["sem_seg_file_name"]
-            for sample in DatasetCatalog.get(dataset_name)
-            if "sem_seg_file_name" in sample
+            sample["file_name"]: sample["sem_seg_file_name"] for sample in samples if "sem_seg_file_name" in sample
+        }
+        self._panoptic_samples = {
+            sample["file_name"]: sample for sample in samples if sample["file_name"] not in self.input_file_to_gt_file
         }
         self.sem_seg_loading_fn = sem_seg_loading_fn
         self.reset()
@@ -150,13 +154,18 @@ class SemSegEvaluator(DatasetEvaluator):
 
     def _load_labels(self, file_name: str) -> np.ndarray:
         """The label map (H, W) of an image, in which pixels to ignore are N."""
-        if file_name not in self.input_file_to_gt_file:
+        path = self.input_file_to_gt_file.get(file_name)
+        if path is not None:
+            labels = self.sem_seg_loading_fn(path, dtype=np.int64)
+        else:
+            sample = self._panoptic_samples.get(file_name, {})
+            path, labels = sample.get("pan_seg_file_name"), semantic_labels_of(sample)
+        if labels is None:
             raise DatasetError(
                 f"{file_name} has no label map in {self._dataset_name!r}; the evaluator needs samples with "
                 "sem_seg_file_name. Was the model run on another dataset than the evaluator was made for?"
             )
-        path = self.input_file_to_gt_file[file_name]
-        labels = self.sem_seg_loading_fn(path, dtype=np.int64)
+        labels = labels.astype(np.int64)
         ignored = labels == self._ignore_label
         wrong = labels[~ignored & ((labels < 0) | (labels >= self._num_classes))]
         if wrong.size:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from detlib.data import MetadataCatalog
 from detlib.evaluation import COCOPanopticEvaluator
 from detlib.evaluation.panoptic_evaluation import match_segments
 from detlib.utils.errors import DatasetError, MissingFileError
@@ -161,6 +162,16 @@ def test_classes_of_the_model_become_categories_of_the_dataset(panoptic_dataset)
     assert results["PQ-sky"] == 100
     assert results["PQ-car"] == pytest.approx(100 / 1.5)  # One hit, one miss.
     assert results["PQ"] == results["PQ_th"] / 2 + 50
+
+
+def test_classes_may_be_known_only_after_loading(panoptic_dataset):
+    name = panoptic_dataset(*CARS_AND_SKY)
+    metadata = MetadataCatalog.get(name)
+    classes = metadata.thing_dataset_id_to_contiguous_id
+    del metadata.thing_dataset_id_to_contiguous_id
+    evaluator = COCOPanopticEvaluator(name)
+    metadata.thing_dataset_id_to_contiguous_id = classes
+    assert evaluate(evaluator, row((1, 10), (0, 30)), [{"id": 1, "category_id": 0, "isthing": True}])["PQ_th"] > 0
 
 
 def test_ids_may_hold_category_and_number(panoptic_dataset):

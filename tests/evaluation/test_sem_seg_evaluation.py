@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as mask_api
 
+from detlib.data import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets import load_sem_seg
 from detlib.evaluation import SemSegEvaluator
 from detlib.evaluation.sem_seg_evaluation import load_image_into_numpy_array
@@ -159,6 +160,26 @@ def test_folders_of_images_and_label_maps_work(tmp_path, dataset):
     evaluator = SemSegEvaluator(dataset(samples, stuff_classes=NAMES))
     evaluator.process(samples, [{"sem_seg": scores([[1, 1], [1, 0]])}])
     assert evaluator.evaluate()["sem_seg"]["mIoU"] == 75
+
+
+def test_labels_may_come_from_panoptic_segments(tmp_path, dataset):
+    ids = np.array([[1, 1, 2, 0]], dtype=np.uint8)
+    Image.fromarray(np.stack([ids, ids * 0, ids * 0], axis=2)).save(tmp_path / "a.png")
+    segments = [{"id": 1, "sem_seg_label": 2}, {"id": 2, "sem_seg_label": 0}]
+    sample = {"file_name": "a.jpg", "pan_seg_file_name": str(tmp_path / "a.png"), "segments_info": segments}
+    evaluator = SemSegEvaluator(dataset([sample], stuff_classes=NAMES, ignore_label=255))
+    evaluator.process([sample], [{"sem_seg": scores([[2, 2, 2, 2]])}])
+    results = evaluator.evaluate()["sem_seg"]
+    assert (results["IoU-tree"], results["IoU-sky"]) == pytest.approx((200 / 3, 0))
+
+
+def test_classes_may_be_known_only_after_loading(label_maps):
+    name = label_maps([[0, 1]])
+    metadata = MetadataCatalog.get(name)
+    load = DatasetCatalog.pop(name)
+    del metadata.stuff_classes
+    DatasetCatalog.register(name, lambda: metadata.set(stuff_classes=NAMES) and load())
+    assert evaluate(name, [[0, 1]])["mIoU"] == 100
 
 
 @pytest.mark.parametrize(
