@@ -3,23 +3,34 @@
 That folder is ``$DETLIB_DATASETS``, else ``$DETECTRON2_DATASETS``, else ``./datasets``. Registering reads no file.
 """
 
+import functools
 import os
-from collections.abc import Iterable
 
+from detlib.data.catalog import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets.builtin_meta import (
+    ADE20K_SEM_SEG_CATEGORIES,
+    CITYSCAPES_CATEGORIES,
     COCO_CATEGORIES,
     instance_metadata,
     panoptic_metadata,
     person_keypoint_metadata,
     separated_metadata,
 )
-from detlib.data.datasets.coco import register_coco_instances
+from detlib.data.datasets.cityscapes import load_cityscapes_instances, load_cityscapes_semantic
+from detlib.data.datasets.coco import load_sem_seg, register_coco_instances
 from detlib.data.datasets.coco_panoptic import register_coco_panoptic, register_coco_panoptic_separated
-from detlib.data.datasets.lazy import prepare_before_loading
-from detlib.utils.errors import MissingFileError
-from detlib.utils.file_io import PathManager
+from detlib.data.datasets.files import datasets_root, require_files
+from detlib.data.datasets.lvis import register_lvis_with_categories_of, version_files
+from detlib.data.datasets.pascal_voc import register_pascal_voc
 
-__all__ = ["datasets_root", "register_all_coco"]
+__all__ = [
+    "datasets_root",
+    "register_all_ade20k",
+    "register_all_cityscapes",
+    "register_all_coco",
+    "register_all_lvis",
+    "register_all_pascal_voc",
+]
 
 # Name after "coco_" -> folder of images, file of boxes; below <root>/coco and <root>/coco/annotations.
 COCO_INSTANCES = {
@@ -35,13 +46,26 @@ COCO_INSTANCES = {
 }
 COCO_KEYPOINTS = ("2014_train", "2014_val", "2014_minival", "2014_valminusminival", "2017_train", "2017_val")
 COCO_KEYPOINTS += ("2017_val_100",)
+STUFF_REMEDY = "Of these, coco/panoptic_stuff_* are made by `python tools/prepare_panoptic_fpn.py`."
 COCO_PANOPTIC = ("2017_train", "2017_val", "2017_val_100")
-
-
-def datasets_root() -> str:
-    """Return the folder of datasets that the environment names."""
-    root = os.environ.get("DETLIB_DATASETS") or os.environ.get("DETECTRON2_DATASETS") or "datasets"
-    return os.path.expanduser(root)
+# Version -> split -> file below <root>/lvis.
+LVIS = {
+    "lvis_v1": {
+        "train": "lvis_v1_train.json",
+        "val": "lvis_v1_val.json",
+        "test_dev": "lvis_v1_image_info_test_dev.json",
+        "test_challenge": "lvis_v1_image_info_test_challenge.json",
+    },
+    "lvis_v0.5": {
+        "train": "lvis_v0.5_train.json",
+        "val": "lvis_v0.5_val.json",
+        "val_rand_100": "lvis_v0.5_val_rand_100.json",
+        "test": "lvis_v0.5_image_info_test.json",
+        "train_cocofied": "lvis_v0.5_train_cocofied.json",
+        "val_cocofied": "lvis_v0.5_val_cocofied.json",
+    },
+}
+PASCAL_VOC = {2007: ("train", "val", "trainval", "test"), 2012: ("train", "val", "trainval")}
 
 
 def register_all_coco(root: str) -> None:
@@ -53,12 +77,12 @@ def register_all_coco(root: str) -> None:
     for split, (images, json_name) in COCO_INSTANCES.items():
         paths = _paths(root, f"annotations/{json_name}", images)
         register_coco_instances(f"coco_{split}", instance_metadata(COCO_CATEGORIES), *paths)
-        _require(f"coco_{split}", root, paths)
+        require_files(f"coco_{split}", root, paths)
     for split in COCO_KEYPOINTS:
         images, json_name = COCO_INSTANCES[split]
         paths = _paths(root, f"annotations/{json_name.replace('instances', 'person_keypoints')}", images)
         register_coco_instances(f"keypoints_coco_{split}", person_keypoint_metadata(), *paths)
-        _require(f"keypoints_coco_{split}", root, paths)
+        require_files(f"keypoints_coco_{split}", root, paths)
     for split in COCO_PANOPTIC:
         _register_panoptic(root, split)
 
@@ -78,7 +102,7 @@ def _register_panoptic(root: str, split: str) -> None:
     register_coco_panoptic(
         name, panoptic_metadata(COCO_CATEGORIES), image_root, panoptic_root, panoptic_json, instances_json
     )
-    _require(name, root, (image_root, panoptic_root, panoptic_json))
+    require_files(name, root, (image_root, panoptic_root, panoptic_json))
     register_coco_panoptic_separated(
         name,
         separated_metadata(COCO_CATEGORIES),
@@ -88,26 +112,91 @@ def _register_panoptic(root: str, split: str) -> None:
         stuff_root,
         instances_json,
     )
-    _require(f"{name}_separated", root, (image_root, stuff_root, instances_json))
-    _require(f"{name}_stuffonly", root, (image_root, stuff_root))
+    require_files(f"{name}_separated", root, (image_root, stuff_root, instances_json), STUFF_REMEDY)
+    require_files(f"{name}_stuffonly", root, (image_root, stuff_root), STUFF_REMEDY)
+
+
+def register_all_lvis(root: str) -> None:
+    """Register LVIS v1 and v0.5, and v0.5 with COCO's 80 classes.
+
+    Args:
+        root: folder that holds ``lvis/`` and ``coco/``.
+    """
+    for version, splits in LVIS.items():
+        for split, json_name in splits.items():
+            name, is_cocofied = f"{version}_{split}", split.endswith("cocofied")
+            images, json_file = os.path.join(root, "coco/"), os.path.join(root, "lvis", json_name)
+            metadata = instance_metadata(COCO_CATEGORIES) if is_cocofied else {}
+            # Names may come from the dataset's own file, counts only from the training set's.
+            training_file, *other_files = version_files(version, root)
+            category_files = (training_file, json_file, *other_files)
+            register_lvis_with_categories_of(name, metadata, json_file, images, category_files, root)
+            remedy = f"{json_name} is made by `python tools/prepare_cocofied_lvis.py`." if is_cocofied else ""
+            require_files(name, root, (images, json_file), remedy)
+
+
+def register_all_cityscapes(root: str) -> None:
+    """Register instances and label maps of Cityscapes' fine annotations.
+
+    Args:
+        root: folder that holds ``cityscapes/``.
+    """
+    things = [category for category in CITYSCAPES_CATEGORIES if category["isthing"]]
+    metadata = {
+        "thing_classes": [category["name"] for category in things],
+        "thing_colors": [category["color"] for category in things],
+        "stuff_classes": [category["name"] for category in CITYSCAPES_CATEGORIES],
+        "stuff_colors": [category["color"] for category in CITYSCAPES_CATEGORIES],
+    }
+    for split in ("train", "val", "test"):
+        folders = [os.path.join(root, "cityscapes", kind, split) for kind in ("leftImg8bit", "gtFine")]
+        for kind, load, values in (
+            ("instance_seg", load_cityscapes_instances, {"evaluator_type": "cityscapes_instance"}),
+            ("sem_seg", load_cityscapes_semantic, {"evaluator_type": "cityscapes_sem_seg", "ignore_label": 255}),
+        ):
+            name = f"cityscapes_fine_{kind}_{split}"
+            DatasetCatalog.register(name, functools.partial(load, *folders))
+            MetadataCatalog.get(name).set(image_dir=folders[0], gt_dir=folders[1], **values, **metadata)
+            require_files(name, root, folders)
+
+
+def register_all_pascal_voc(root: str) -> None:
+    """Register Pascal VOC of 2007 and 2012.
+
+    Args:
+        root: folder that holds ``VOC2007/`` and ``VOC2012/``.
+    """
+    for year, splits in PASCAL_VOC.items():
+        for split in splits:
+            name, folder = f"voc_{year}_{split}", os.path.join(root, f"VOC{year}")
+            register_pascal_voc(name, folder, split, year)
+            image_set = os.path.join(folder, f"ImageSets/Main/{split}.txt")
+            require_files(
+                name, root, (os.path.join(folder, "JPEGImages"), os.path.join(folder, "Annotations"), image_set)
+            )
+
+
+def register_all_ade20k(root: str) -> None:
+    """Register the scene parsing challenge of 2016 on ADE20k: label maps of 150 classes.
+
+    Args:
+        root: folder that holds ``ADEChallengeData2016/``.
+    """
+    for split, folder in (("train", "training"), ("val", "validation")):
+        name = f"ade20k_sem_seg_{split}"
+        images = os.path.join(root, "ADEChallengeData2016/images", folder)
+        labels = os.path.join(root, "ADEChallengeData2016/annotations_detectron2", folder)
+        DatasetCatalog.register(name, functools.partial(load_sem_seg, labels, images))
+        MetadataCatalog.get(name).set(
+            stuff_classes=ADE20K_SEM_SEG_CATEGORIES[:],
+            image_root=images,
+            sem_seg_root=labels,
+            evaluator_type="sem_seg",
+            ignore_label=255,
+        )
+        remedy = "Of these, annotations_detectron2 is made by `python tools/prepare_ade20k_sem_seg.py`."
+        require_files(name, root, (images, labels), remedy)
 
 
 def _paths(root: str, *relative: str) -> list[str]:
     return [os.path.join(root, "coco", path) for path in relative]
-
-
-def _require(name: str, root: str, paths: Iterable[str]) -> None:
-    """Make loading the dataset fail with the expected tree when one of the paths is missing."""
-    paths = tuple(paths)
-
-    def check() -> None:
-        missing = [path for path in paths if not PathManager.exists(path)]
-        if missing:
-            tree = ", ".join(os.path.relpath(path, root) for path in paths)
-            raise MissingFileError(
-                f"dataset {name!r} lacks {', '.join(missing)}. Set the environment variable DETLIB_DATASETS to the "
-                f"folder that holds {tree}; it is {os.path.abspath(root)!r} now. Own data is declared under "
-                "DATASETS.REGISTER in the config."
-            )
-
-    prepare_before_loading(name, check)

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from typing import Any
 
 __all__ = [
+    "ADE20K_SEM_SEG_CATEGORIES",
+    "CITYSCAPES_CATEGORIES",
     "COCO_CATEGORIES",
     "COCO_PERSON_KEYPOINT_FLIP_MAP",
     "COCO_PERSON_KEYPOINT_NAMES",
@@ -40,6 +42,20 @@ _COCO_STUFF = """
 198 rock-merged, 199 wall-other-merged, 200 rug-merged
 """
 
+_ADE20K = """
+wall, building, sky, floor, tree, ceiling, road, bed, window, grass, cabinet, sidewalk, person, earth, door, table,
+mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair, seat,
+fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, chest of drawers, counter,
+sand, sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case, pool table, pillow, screen
+door, stairway, river, bridge, bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop, stove,
+palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, truck, tower,
+chandelier, awning, streetlight, booth, television receiver, airplane, dirt track, apparel, pole, land, bannister,
+escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyer belt, canopy, washer, plaything,
+swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle, oven, ball, food, step, tank, trade
+name, microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic
+light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag
+"""
+
 
 def categories_with_colors(entries: Iterable[tuple[int, str, bool]]) -> list[Category]:
     """Return categories in COCO's panoptic form, each with a color unlike those of its neighbours.
@@ -64,6 +80,26 @@ def _parse(table: str) -> list[tuple[int, str]]:
 COCO_CATEGORIES = categories_with_colors(
     [(*row, True) for row in _parse(_COCO_THINGS)] + [(*row, False) for row in _parse(_COCO_STUFF)]
 )
+
+# The 19 classes that count, in the order of train ids, with the label ids of the dataset.
+_CITYSCAPES_STUFF = """
+7 road, 8 sidewalk, 11 building, 12 wall, 13 fence, 17 pole, 19 traffic light, 20 traffic sign, 21 vegetation,
+22 terrain, 23 sky
+"""
+_CITYSCAPES_THINGS = """
+24 person, 25 rider, 26 car, 27 truck, 28 bus, 31 train, 32 motorcycle, 33 bicycle
+"""
+CITYSCAPES_CATEGORIES = [
+    {**category, "trainId": index}
+    for index, category in enumerate(
+        categories_with_colors(
+            [(*row, False) for row in _parse(_CITYSCAPES_STUFF)] + [(*row, True) for row in _parse(_CITYSCAPES_THINGS)]
+        )
+    )
+]
+
+# The 150 classes of the scene parsing challenge of 2016, in its order; of several names, the first.
+ADE20K_SEM_SEG_CATEGORIES = _ADE20K.replace("\n", " ").strip().split(", ")
 
 _PAIRED_KEYPOINTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 COCO_PERSON_KEYPOINT_NAMES = ("nose", *(f"{side}_{part}" for part in _PAIRED_KEYPOINTS for side in ("left", "right")))
