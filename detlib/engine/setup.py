@@ -159,17 +159,23 @@ def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwar
 def check_num_classes(cfg: CfgNode) -> None:
     """Compares the number of classes of the model with that of each training dataset.
 
-    Models without ``num_classes_key`` and datasets without ``thing_classes`` are passed over.
+    The class of the model names its options: ``num_classes_key`` for things, ``num_stuff_classes_key`` for the classes
+    of pixels. Models without, and datasets without ``thing_classes`` or ``stuff_classes``, are passed over.
 
     Raises:
         ConfigError: they differ.
     """
-    key = getattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "num_classes_key", None)
-    if key is None:
-        return
+    meta_arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    for attribute, kind in (("num_classes_key", "thing_classes"), ("num_stuff_classes_key", "stuff_classes")):
+        key = getattr(meta_arch, attribute, None)
+        if key is not None:
+            _check_num_classes(cfg, key, kind)
+
+
+def _check_num_classes(cfg: CfgNode, key: str, kind: str) -> None:
     num_classes = attrgetter(key)(cfg)
     for name in cfg.DATASETS.TRAIN:
-        classes = _thing_classes(name)
+        classes = _classes_of_dataset(name, kind)
         if classes is not None and len(classes) != num_classes:
             listed = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
             raise ConfigError(
@@ -203,14 +209,13 @@ def _save_config(cfg: CfgNode, command: str, keep: bool) -> None:
     logger.info("The config is in %s", path)
 
 
-def _thing_classes(name: str) -> list[str] | None:
+def _classes_of_dataset(name: str, kind: str) -> list[str] | None:
     if name not in DatasetCatalog.list():  # A project may feed its own loader.
         return None
-    classes = MetadataCatalog.get(name).get("thing_classes")
-    if classes is None:
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None and metadata.get("stuff_classes") is None:
         DatasetCatalog.get(name)  # Datasets in COCO's format learn their classes from the file.
-        classes = MetadataCatalog.get(name).get("thing_classes")
-    return classes
+    return metadata.get(kind)
 
 
 def _yaml_line(key: str, value: int) -> str:

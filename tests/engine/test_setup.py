@@ -104,6 +104,18 @@ def test_number_of_classes_must_match_the_data(dataset):
     check_num_classes(cfg)
 
 
+@pytest.mark.parametrize("architecture", ["SemanticSegmentor", "PanopticFPN"])
+def test_number_of_classes_of_pixels_is_checked_too(dataset, architecture):
+    MetadataCatalog.get(dataset).stuff_classes = ["sky", "road", "tree"]
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TRAIN = architecture, (dataset,)
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
+    with pytest.raises(ConfigError, match=r"MODEL: \{SEM_SEG_HEAD: \{NUM_CLASSES: 3\}\}"):
+        check_num_classes(cfg)
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
+    check_num_classes(cfg)
+
+
 def test_datasets_that_a_project_loads_itself_are_not_checked():
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TRAIN = "RetinaNet", ("not_in_the_catalog",)
