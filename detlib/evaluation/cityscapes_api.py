@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from detlib.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+
 __all__ = [
     "CATEGORIES",
     "LABELS",
@@ -23,27 +25,7 @@ __all__ = [
     "compare_labels",
 ]
 
-LABELS = {
-    "road": 7,
-    "sidewalk": 8,
-    "building": 11,
-    "wall": 12,
-    "fence": 13,
-    "pole": 17,
-    "traffic light": 19,
-    "traffic sign": 20,
-    "vegetation": 21,
-    "terrain": 22,
-    "sky": 23,
-    "person": 24,
-    "rider": 25,
-    "car": 26,
-    "truck": 27,
-    "bus": 28,
-    "train": 31,
-    "motorcycle": 32,
-    "bicycle": 33,
-}
+LABELS = {category["name"]: category["id"] for category in CITYSCAPES_CATEGORIES}
 """Class -> label id, of the classes that are evaluated."""
 
 CATEGORIES = {

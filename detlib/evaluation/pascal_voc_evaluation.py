@@ -6,7 +6,6 @@ score, G objects of the class in all images.
 
 import logging
 import os
-import xml.etree.ElementTree as ElementTree
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from detlib.data import MetadataCatalog
+from detlib.data.datasets.pascal_voc import read_xml
 from detlib.evaluation.evaluator import DatasetEvaluator
 from detlib.evaluation.predictions import gather_predictions
 from detlib.evaluation.tables import metric_table, rows_table
@@ -175,9 +175,8 @@ def parse_rec(filename: str) -> Record:
         MissingFileError: there is no such file.
         DatasetError: it is no VOC annotation, or it defines a document type, which could hold harmful entities.
     """
+    root = read_xml(filename)
     try:
-        with PathManager.open(filename, "rb") as file:
-            root = ElementTree.parse(file, ElementTree.XMLParser(target=_PlainTree())).getroot()
         return [
             {
                 "name": element.findtext("name"),
@@ -190,17 +189,8 @@ def parse_rec(filename: str) -> Record:
             }
             for element in root.iter("object")
         ]
-    except FileNotFoundError:
-        raise MissingFileError(f"VOC annotation {filename} does not exist; check the dataset's folder") from None
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise DatasetError(f"{filename} is not an annotation of Pascal VOC: {error}") from error
-
-
-class _PlainTree(ElementTree.TreeBuilder):
-    """Refuses the document type, the only place where XML can define entities, which can grow without bound."""
-
-    def doctype(self, name: str, public_id: str, system: str) -> None:
-        raise ValueError("it has a DOCTYPE, which is not read for safety; remove it")
 
 
 @dataclass

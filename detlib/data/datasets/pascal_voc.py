@@ -9,7 +9,7 @@ from detlib.structures import BoxMode
 from detlib.utils.errors import DatasetError, MissingFileError
 from detlib.utils.file_io import PathManager
 
-__all__ = ["CLASS_NAMES", "load_voc_instances", "register_pascal_voc"]
+__all__ = ["CLASS_NAMES", "load_voc_instances", "read_xml", "register_pascal_voc"]
 
 # fmt: off
 CLASS_NAMES = (
@@ -72,7 +72,7 @@ def load_voc_instances(dirname: str, split: str, class_names: list[str] | tuple[
 
 def _sample(dirname: str, image_id: str, category_ids: dict[str, int]) -> dict[str, Any]:
     xml_file = os.path.join(dirname, "Annotations", f"{image_id}.xml")
-    root = _read_xml(xml_file)
+    root = read_xml(xml_file)
     try:
         return {
             "file_name": os.path.join(dirname, "JPEGImages", f"{image_id}.jpg"),
@@ -81,7 +81,7 @@ def _sample(dirname: str, image_id: str, category_ids: dict[str, int]) -> dict[s
             "width": int(root.findtext("./size/width")),
             "annotations": [_instance(element, category_ids, xml_file) for element in root.iter("object")],
         }
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise DatasetError(f"{xml_file} is not an annotation of Pascal VOC: {error}") from error
 
 
@@ -105,7 +105,13 @@ class _PlainTree(ElementTree.TreeBuilder):
         raise ElementTree.ParseError("it has a DOCTYPE, which is not read for safety; remove it")
 
 
-def _read_xml(xml_file: str) -> ElementTree.Element:
+def read_xml(xml_file: str) -> ElementTree.Element:
+    """Read an annotation file and return its root.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DatasetError: it is damaged, or has a document type.
+    """
     if not PathManager.isfile(xml_file):
         raise MissingFileError(f"VOC annotation {xml_file!r} does not exist; check the folder, or the list of images")
     with PathManager.open(xml_file, "rb") as file:
