@@ -45,6 +45,7 @@ Examples:
 The JSON has an entry per image or frame, with its objects in COCO's format of results and the names of their classes:
   [{{"file_name": "a.jpg", "image_id": 1, "height": 480, "width": 640,
     "instances": [{{"category_id": 3, "category_name": "car", "bbox": [x, y, width, height], "score": 0.9}}]}}]
+Of models that give a class to every pixel, an entry also has "stuff", the classes with their areas in pixels.
 """
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -352,11 +353,36 @@ def to_record(
             found["category_id"] = dataset_ids.get(class_id, class_id)
             found["category_name"] = names[class_id] if names is not None and class_id < len(names) else str(class_id)
             record["instances"].append(found)
+    if "sem_seg" in outputs:
+        record["stuff"] = stuff_areas(outputs, metadata)
     return record
 
 
+def stuff_areas(outputs: dict[str, Any], metadata: Metadata) -> list[dict[str, Any]]:
+    """Class and number of pixels of what has no instances, the largest first."""
+    names = metadata.get("stuff_classes") or []
+    if "panoptic_seg" in outputs:
+        areas = {s["category_id"]: s["area"] for s in outputs["panoptic_seg"][1] if not s["isthing"]}
+    else:
+        areas = dict(enumerate(outputs["sem_seg"].argmax(dim=0).flatten().bincount().tolist()))
+    return [
+        {"category_id": i, "category_name": names[i] if i < len(names) else str(i), "area": area}
+        for i, area in sorted(areas.items(), key=lambda item: -item[1])
+        if area > 0
+    ]
+
+
 def describe(record: dict[str, Any]) -> str:
-    """For example "3 objects (2 car, 1 person)"."""
+    """For example "3 objects (2 car, 1 person)", and what the picture is of: "60 % road, 20 % sky"."""
+    if "stuff" not in record:
+        return describe_objects(record)
+    pixels = record["height"] * record["width"]
+    parts = [f"{100 * stuff['area'] / pixels:.0f} % {stuff['category_name']}" for stuff in record["stuff"][:5]]
+    objects = [describe_objects(record)] if record["instances"] else []
+    return "; ".join([*objects, ", ".join(parts) or "nothing"])
+
+
+def describe_objects(record: dict[str, Any]) -> str:
     names = [found["category_name"] for found in record["instances"]]
     counts = sorted(((names.count(name), name) for name in set(names)), reverse=True)
     listed = ", ".join(f"{count} {name}" for count, name in counts[:5]) + (", ..." if len(counts) > 5 else "")
