@@ -3,6 +3,8 @@ import pytest
 from detlib.data import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets import builtin
 from detlib.data.datasets.builtin_meta import (
+    ADE20K_SEM_SEG_CATEGORIES,
+    CITYSCAPES_CATEGORIES,
     COCO_CATEGORIES,
     COCO_PERSON_KEYPOINT_FLIP_MAP,
     COCO_PERSON_KEYPOINT_NAMES,
@@ -16,6 +18,44 @@ def test_coco_has_80_things_and_53_kinds_of_stuff():
     assert (len(things), len(COCO_CATEGORIES)) == (80, 133)
     assert len({category["id"] for category in COCO_CATEGORIES}) == 133
     assert {c["id"]: c["name"] for c in things}[90] == "toothbrush"
+
+
+def test_cityscapes_has_19_classes_in_the_order_of_train_ids():
+    assert [category["trainId"] for category in CITYSCAPES_CATEGORIES] == list(range(19))
+    assert [c["name"] for c in CITYSCAPES_CATEGORIES if c["isthing"]][:3] == ["person", "rider", "car"]
+    assert {c["name"]: c["id"] for c in CITYSCAPES_CATEGORIES}["bicycle"] == 33
+
+
+def test_ade20k_has_150_classes():
+    assert len(ADE20K_SEM_SEG_CATEGORIES) == len(set(ADE20K_SEM_SEG_CATEGORIES)) == 150
+    assert (ADE20K_SEM_SEG_CATEGORIES[12], ADE20K_SEM_SEG_CATEGORIES[149]) == ("person", "flag")
+
+
+def test_all_known_names_are_registered_once():
+    public = [name for name in DatasetCatalog.list() if not name.startswith("shapes")]
+    groups = ("coco", "keypoints_coco", "lvis", "cityscapes", "voc", "ade20k")
+    counts = [sum(name.startswith(group) for name in public) for group in groups]
+    assert counts == [18, 7, 10, 8, 7, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluator_type"),
+    [
+        ("coco_2017_val", "coco"),
+        ("keypoints_coco_2017_val", "coco"),
+        ("coco_2017_val_panoptic", "coco_panoptic_seg"),
+        ("coco_2017_val_panoptic_separated", "coco_panoptic_seg"),
+        ("coco_2017_val_panoptic_stuffonly", "sem_seg"),
+        ("lvis_v1_val", "lvis"),
+        ("cityscapes_fine_instance_seg_val", "cityscapes_instance"),
+        ("cityscapes_fine_sem_seg_val", "cityscapes_sem_seg"),
+        ("cityscapes_fine_panoptic_val", "cityscapes_panoptic_seg"),
+        ("voc_2007_test", "pascal_voc"),
+        ("ade20k_sem_seg_val", "sem_seg"),
+    ],
+)
+def test_evaluator_of_each_kind_is_known(name, evaluator_type):
+    assert MetadataCatalog.get(name).evaluator_type == evaluator_type
 
 
 def test_person_keypoints_have_names_flips_and_lines():
@@ -39,13 +79,19 @@ def test_class_names_are_known_without_files():
         ("keypoints_coco_2017_val_100", "coco/annotations/person_keypoints_val2017_100.json"),
         ("coco_2017_val_100_panoptic", "coco/annotations/panoptic_val2017_100.json"),
         ("coco_2017_train_panoptic_stuffonly", "coco/panoptic_stuff_train2017"),
+        ("lvis_v1_val", "lvis/lvis_v1_val.json"),
+        ("lvis_v0.5_val_cocofied", "lvis/lvis_v0.5_val_cocofied.json"),
+        ("cityscapes_fine_instance_seg_train", "cityscapes/leftImg8bit/train, cityscapes/gtFine/train"),
+        ("voc_2012_trainval", "VOC2012/ImageSets/Main/trainval.txt"),
+        ("ade20k_sem_seg_val", "ADEChallengeData2016/annotations_detectron2/validation"),
     ],
 )
 def test_missing_files_name_the_variable_and_the_expected_tree(name, path, tmp_path, monkeypatch):
     monkeypatch.setattr(DatasetCatalog, "data", {})
     monkeypatch.setattr(MetadataCatalog, "data", {})
-    builtin.register_all_coco(str(tmp_path))
-    with pytest.raises(MissingFileError, match=rf"'{name}' lacks .*DETLIB_DATASETS.*{path}"):
+    for group in ("coco", "lvis", "cityscapes", "pascal_voc", "ade20k"):
+        getattr(builtin, f"register_all_{group}")(str(tmp_path))
+    with pytest.raises(MissingFileError, match=rf"'{name}' lacks .*DETLIB_DATASETS.*{path}.*builtin_datasets\.md"):
         DatasetCatalog.get(name)
 
 
