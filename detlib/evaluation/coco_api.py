@@ -67,7 +67,7 @@ def evaluate_on_coco(
     """Compare predictions with the ground truth.
 
     Args:
-        predictions: in COCO's result format; at least one.
+        predictions: in COCO's result format. Without any, the AP of all that has objects is 0.
         iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
         max_dets: detections that count per image and class. COCO's rule of 20 holds for keypoints instead.
         img_ids: evaluate on these images only.
@@ -82,7 +82,7 @@ def evaluate_on_coco(
     dropped = {"bbox"} if iou_type == "segm" else set()
     predictions = [{k: v for k, v in prediction.items() if k not in dropped} for prediction in predictions]
     with _prints_to_log():
-        evaluation = evaluation_class(coco_gt, coco_gt.loadRes(predictions), iou_type)
+        evaluation = evaluation_class(coco_gt, _load_predictions(coco_gt, predictions), iou_type)
         if iou_type == "keypoints":
             _set_sigmas(evaluation, predictions, kpt_oks_sigmas)
         else:
@@ -96,6 +96,20 @@ def evaluate_on_coco(
         else:
             evaluation.summarize()
     return evaluation
+
+
+def _load_predictions(coco_gt: COCO, predictions: list[dict[str, Any]]) -> COCO:
+    if predictions:
+        return coco_gt.loadRes(predictions)
+    # pycocotools looks at the first prediction for their kind.
+    empty = type(coco_gt)()
+    empty.dataset = {
+        "images": coco_gt.dataset["images"],
+        "categories": coco_gt.dataset["categories"],
+        "annotations": [],
+    }
+    empty.createIndex()
+    return empty
 
 
 def evaluation_class(use_fast_impl: bool = True) -> type[COCOeval]:
@@ -115,6 +129,8 @@ def evaluation_class(use_fast_impl: bool = True) -> type[COCOeval]:
 def _set_sigmas(evaluation: COCOeval, predictions: list[dict[str, Any]], sigmas: Sequence[float]) -> None:
     if len(sigmas):
         evaluation.params.kpt_oks_sigmas = np.array(sigmas)
+    if not predictions:
+        return
     num_sigmas = len(evaluation.params.kpt_oks_sigmas)
     num_keypoints = len(predictions[0]["keypoints"]) // 3
     if num_keypoints != num_sigmas:
@@ -137,7 +153,7 @@ def _check_image_ids(coco_gt: COCO, predictions: list[dict[str, Any]]) -> None:
 
 def _check_fields(coco_gt: COCO, predictions: list[dict[str, Any]], iou_type: str) -> None:
     field = {"segm": "segmentation", "keypoints": "keypoints"}.get(iou_type)
-    if field is None:
+    if field is None or not predictions:
         return
     if field not in predictions[0]:
         raise ConfigError(

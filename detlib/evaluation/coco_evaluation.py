@@ -198,14 +198,11 @@ class COCOEvaluator(DatasetEvaluator):
     def _class_of_category(self) -> dict[int, int]:
         return class_of_category(self._metadata, self._coco_api.getCatIds())
 
-    def _evaluate_task(
-        self, task: str, detections: list[dict[str, Any]], img_ids: Sequence[int] | None
-    ) -> "COCOeval | None":
-        """``None`` when there is no detection, which pycocotools does not admit."""
+    def _evaluate_task(self, task: str, detections: list[dict[str, Any]], img_ids: Sequence[int] | None) -> "COCOeval":
         from detlib.evaluation.coco_api import evaluate_on_coco
 
         if not detections:
-            return None
+            self._logger.warning("The model predicted nothing on any image of %r", self._dataset_name)
         return evaluate_on_coco(
             self._coco_api,
             detections,
@@ -222,17 +219,14 @@ class COCOEvaluator(DatasetEvaluator):
         return evaluation_class(self._use_fast_impl)
 
     def _derive_coco_results(
-        self, coco_eval: "COCOeval | None", iou_type: str, class_names: Sequence[str] | None = None
+        self, coco_eval: "COCOeval", iou_type: str, class_names: Sequence[str] | None = None
     ) -> dict[str, float]:
         """Metrics in percent, with those per class if there are several; also logged as tables.
 
         Args:
-            coco_eval: finished; ``None`` if there was no prediction, which makes every metric ``nan``.
+            coco_eval: finished.
         """
         metrics = METRICS[iou_type]
-        if coco_eval is None:
-            self._logger.warning("The model predicted nothing on any image of %r", self._dataset_name)
-            return dict.fromkeys(metrics, math.nan)
         results = {name: _percent(value) for name, value in zip(metrics, coco_eval.stats, strict=False)}
         self._logger.info("Evaluation results for %s:\n%s", iou_type, metric_table(results))
         if class_names is None or len(class_names) <= 1:

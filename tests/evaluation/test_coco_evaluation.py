@@ -107,10 +107,12 @@ def test_dataset_of_one_class_has_no_metrics_per_class(coco_dataset):
     assert list(results["bbox"]) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 
 
-def test_no_prediction_gives_nan_and_a_warning(coco_dataset, caplog):
+@pytest.mark.parametrize("fast", [True, False])
+def test_no_prediction_gives_zero_where_there_are_objects_and_a_warning(coco_dataset, caplog, fast):
     name = coco_dataset([1], [annotation(1, 3, [0, 0, 50, 50])])
-    results = evaluate(COCOEvaluator(name), {1: detections()})
-    assert all(math.isnan(value) for value in results["bbox"].values())
+    results = evaluate(COCOEvaluator(name, use_fast_impl=fast), {1: detections()})
+    assert results["bbox"]["AP"] == results["bbox"]["APm"] == 0
+    assert math.isnan(results["bbox"]["APl"])  # There is no large object.
     assert "predicted nothing" in caplog.text
 
 
