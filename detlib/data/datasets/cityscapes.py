@@ -16,9 +16,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from detlib.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from detlib.data.datasets.mask_outlines import mask_to_polygons
@@ -39,6 +38,8 @@ THINGS = [category for category in CITYSCAPES_CATEGORIES if category["isthing"]]
 THING_OF_NAME = {category["name"]: index for index, category in enumerate(THINGS)}
 THING_OF_ID = {category["id"]: index for index, category in enumerate(THINGS)}
 MIN_FILES_FOR_PROCESSES = 100
+# A plate is part of its car; the benchmark's maps do not have it either.
+NEVER_DRAWN = ("license plate", "deleted")
 
 
 class CityscapesFiles(NamedTuple):
@@ -160,14 +161,19 @@ def _objects_of_json(file: CityscapesFiles) -> tuple[tuple[int, int], list[Objec
         try:
             content = json.load(stream)
             size = (content["imgHeight"], content["imgWidth"])
-            polygons = [(o["label"], np.array(o["polygon"], dtype=np.int32)) for o in content["objects"]]
-        except (KeyError, TypeError, ValueError) as error:
+            polygons = [
+                (o["label"], np.array(o["polygon"], dtype=np.int64).reshape(-1, 2))
+                for o in content["objects"]
+                if o["label"] not in NEVER_DRAWN and not o.get("deleted") and len(o["polygon"]) >= 3
+            ]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{file.polygons} is not in Cityscapes' format: {error!r}") from error
-    # What comes later lies in front.
-    front = np.full(size, -1, dtype=np.int32)
-    for index, (label, polygon) in enumerate(polygons):
-        if label != "deleted":
-            cv2.fillPoly(front, [polygon], index)
+    # What comes later lies in front. Pillow drew the maps of the download, so that the pixels are the same.
+    canvas = Image.new("I", size[::-1], -1)
+    draw = ImageDraw.Draw(canvas)
+    for index, (_, polygon) in enumerate(polygons):
+        draw.polygon(polygon.reshape(-1).tolist(), fill=index)
+    front = np.asarray(canvas)
     objects = []
     for index, (label, polygon) in enumerate(polygons):
         name = label.removesuffix("group")
@@ -179,7 +185,7 @@ def _objects_of_json(file: CityscapesFiles) -> tuple[tuple[int, int], list[Objec
 def _cut_out(front: np.ndarray, polygon: np.ndarray, index: int, category_id: int, is_crowd: bool) -> list[Object]:
     """The visible part of a polygon, if there is any."""
     x0, y0 = polygon.min(axis=0).clip(0).tolist()
-    x1, y1 = (polygon.max(axis=0) + 1).tolist()
+    x1, y1 = (polygon.max(axis=0) + 1).clip(0).tolist()
     mask = front[y0:y1, x0:x1] == index
     return [(mask, (x0, y0), category_id, is_crowd)] if mask.any() else []
 

@@ -67,7 +67,10 @@ def load_cityscapes_panoptic(image_dir: str, gt_dir: str, gt_json: str, meta: di
     if not PathManager.isfile(gt_json):
         raise MissingFileError(f"{gt_json!r} does not exist; make it by `python tools/prepare_cityscapes.py`")
     with PathManager.open(gt_json, "r") as stream:
-        json_info = json.load(stream)
+        try:
+            json_info = json.load(stream)
+        except ValueError as error:
+            raise DatasetError(f"{gt_json} is not valid JSON: {error}; make it anew") from None
     things = meta["thing_dataset_id_to_contiguous_id"]
     contiguous_ids = {**things, **meta["stuff_dataset_id_to_contiguous_id"]}
     samples = []

@@ -81,6 +81,8 @@ def _sample(dirname: str, image_id: str, category_ids: dict[str, int]) -> dict[s
             "width": int(root.findtext("./size/width")),
             "annotations": [_instance(element, category_ids, xml_file) for element in root.iter("object")],
         }
+    except DatasetError:
+        raise
     except (AttributeError, TypeError, ValueError) as error:
         raise DatasetError(f"{xml_file} is not an annotation of Pascal VOC: {error}") from error
 

@@ -1,7 +1,7 @@
 import pytest
 
 from detlib.data import DatasetCatalog, MetadataCatalog
-from detlib.data.datasets import builtin
+from detlib.data.datasets import builtin, cityscapes_panoptic
 from detlib.data.datasets.builtin_meta import (
     ADE20K_SEM_SEG_CATEGORIES,
     CITYSCAPES_CATEGORIES,
@@ -11,6 +11,20 @@ from detlib.data.datasets.builtin_meta import (
     KEYPOINT_CONNECTION_RULES,
 )
 from detlib.utils.errors import MissingFileError
+
+KNOWN_NAMES = """
+ade20k_sem_seg_train ade20k_sem_seg_val cityscapes_fine_instance_seg_test cityscapes_fine_instance_seg_train
+cityscapes_fine_instance_seg_val cityscapes_fine_panoptic_train cityscapes_fine_panoptic_val
+cityscapes_fine_sem_seg_test cityscapes_fine_sem_seg_train cityscapes_fine_sem_seg_val coco_2014_minival
+coco_2014_train coco_2014_val coco_2014_valminusminival coco_2017_test coco_2017_test-dev coco_2017_train
+coco_2017_train_panoptic coco_2017_train_panoptic_separated coco_2017_train_panoptic_stuffonly coco_2017_val
+coco_2017_val_100 coco_2017_val_100_panoptic coco_2017_val_100_panoptic_separated coco_2017_val_100_panoptic_stuffonly
+coco_2017_val_panoptic coco_2017_val_panoptic_separated coco_2017_val_panoptic_stuffonly keypoints_coco_2014_minival
+keypoints_coco_2014_train keypoints_coco_2014_val keypoints_coco_2014_valminusminival keypoints_coco_2017_train
+keypoints_coco_2017_val keypoints_coco_2017_val_100 lvis_v0.5_test lvis_v0.5_train lvis_v0.5_train_cocofied
+lvis_v0.5_val lvis_v0.5_val_cocofied lvis_v0.5_val_rand_100 lvis_v1_test_challenge lvis_v1_test_dev lvis_v1_train
+lvis_v1_val voc_2007_test voc_2007_train voc_2007_trainval voc_2007_val voc_2012_train voc_2012_trainval voc_2012_val
+"""
 
 
 def test_coco_has_80_things_and_53_kinds_of_stuff():
@@ -31,11 +45,9 @@ def test_ade20k_has_150_classes():
     assert (ADE20K_SEM_SEG_CATEGORIES[12], ADE20K_SEM_SEG_CATEGORIES[149]) == ("person", "flag")
 
 
-def test_all_known_names_are_registered_once():
+def test_all_known_names_are_registered():
     public = [name for name in DatasetCatalog.list() if not name.startswith("shapes")]
-    groups = ("coco", "keypoints_coco", "lvis", "cityscapes", "voc", "ade20k")
-    counts = [sum(name.startswith(group) for name in public) for group in groups]
-    assert counts == [18, 7, 10, 8, 7, 2]
+    assert sorted(public) == sorted(KNOWN_NAMES.split())
 
 
 @pytest.mark.parametrize(
@@ -93,6 +105,23 @@ def test_missing_files_name_the_variable_and_the_expected_tree(name, path, tmp_p
         getattr(builtin, f"register_all_{group}")(str(tmp_path))
     with pytest.raises(MissingFileError, match=rf"'{name}' lacks .*DETLIB_DATASETS.*{path}.*builtin_datasets\.md"):
         DatasetCatalog.get(name)
+
+
+def test_registering_reads_no_file(monkeypatch):
+    monkeypatch.setattr(DatasetCatalog, "data", {})
+    monkeypatch.setattr(MetadataCatalog, "data", {})
+
+    def read(*args, **kwargs):
+        raise AssertionError(f"{args} was read")
+
+    for module, name in (("builtins", "open"), ("os", "stat"), ("os", "listdir"), ("os", "scandir")):
+        monkeypatch.setattr(f"{module}.{name}", read)
+    for group in ("coco", "lvis", "cityscapes", "pascal_voc", "ade20k"):
+        getattr(builtin, f"register_all_{group}")("anywhere")
+    cityscapes_panoptic.register_all_cityscapes_panoptic("anywhere")
+    names = len(DatasetCatalog)
+    monkeypatch.undo()
+    assert names == 52
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,6 +72,36 @@ def test_masks_of_both_sources_are_the_same_run_lengths(dirs):
     (stored,) = load_cityscapes_instances(*dirs, from_json=False, to_polygons=False)
     assert by_box(drawn) == by_box(stored)
     assert drawn["annotations"][0]["segmentation"]["size"] == [HEIGHT, WIDTH]
+
+
+def drawn_alone(objects, dirs):
+    """The samples of the image with other objects in its JSON file."""
+    content = {"imgHeight": HEIGHT, "imgWidth": WIDTH, "objects": objects}
+    Path(dirs[1], "ulm/ulm_000000_000019_gtFine_polygons.json").write_text(json.dumps(content))
+    return load_cityscapes_instances(*dirs)
+
+
+def test_license_plate_leaves_no_hole_in_its_car(dirs):
+    plain = drawn_alone([rectangle("car", 2, 2, 9, 7)], dirs)
+    plate = rectangle("license plate", 4, 4, 6, 5)
+    assert drawn_alone([rectangle("car", 2, 2, 9, 7), plate], dirs) == plain
+    static = rectangle("static", 4, 4, 6, 5)
+    (sample,) = drawn_alone([rectangle("car", 2, 2, 9, 7), static], dirs)
+    assert PolygonMasks([sample["annotations"][0]["segmentation"]]).area().tolist() == [48 - 6]
+
+
+def test_objects_that_are_deleted_hidden_or_outside_are_left_out(dirs):
+    objects = [
+        {**rectangle("car", 2, 2, 9, 7), "deleted": 1},
+        {"label": "car", "polygon": [[1, 1], [2, 2]]},
+        {"label": "car", "polygon": []},
+        rectangle("person", -9, -9, -4, -5),
+        rectangle("bus", 3, 3, 4, 4),
+        rectangle("truck", 3, 3, 4, 4),
+    ]
+    (sample,) = drawn_alone(objects, dirs)
+    assert [(x["category_id"], x["bbox"]) for x in sample["annotations"]] == [(3, [3, 3, 5, 5])]
+    assert drawn_alone([], dirs)[0]["annotations"] == []
 
 
 def test_many_images_are_read_in_several_processes(dirs, monkeypatch):

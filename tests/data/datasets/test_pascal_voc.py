@@ -47,7 +47,8 @@ def test_registered_split_has_20_classes_and_what_the_evaluator_needs(voc):
         ('<!DOCTYPE a [<!ENTITY b "b">]><annotation>&b;</annotation>', "DOCTYPE"),
         ("<annotation><size>", r"000002\.xml cannot be read"),
         ("<annotation/>", "not an annotation of Pascal VOC"),
-        (PAGE.format(OBJECT.format("cow", 1, 1, 2, 2)), "class 'cow'; known are cat, dog"),
+        (PAGE.format(OBJECT.format("cow", 1, 1, 2, 2)), r"000002\.xml: .*class 'cow'; known are cat, dog"),
+        (PAGE.format(OBJECT.format("dog", "one", 1, 2, 2)), "not an annotation of Pascal VOC: .*'one'"),
     ],
 )
 def test_bad_annotation_is_refused_by_name(voc, page, message):
