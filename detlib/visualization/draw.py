@@ -20,6 +20,8 @@ TEXT_LAYER = 10
 SMALLEST_LETTERS = 8.5
 # With more labels than this on an image, letters become smaller.
 NUM_FULL_SIZE_LABELS = 12
+# Labels cover at most this part of an image, as nothing would be left of a small one with many objects.
+LARGEST_LABELED_PART = 0.2
 
 
 class Canvas:
@@ -240,7 +242,7 @@ class Canvas:
         colors: Sequence[Any],
         sides: Sequence[float] | None = None,
     ) -> None:
-        """Write labels next to their boxes, on their boxes' colours.
+        """Write labels next to their boxes, on their boxes' colours; where there are too many, on the largest alone.
 
         Args:
             labels: N texts.
@@ -263,9 +265,18 @@ class Canvas:
             return
         padding = np.array([[self._to_pixels(_padding(artist.get_fontsize()))] for artist in artists])
         sizes_wh = (np.array(sizes) + 2 * padding) / self.output.scale
-        corners = place_labels(sizes_wh, boxes_xyxy, (self.output.width, self.output.height))
-        for artist, position in zip(artists, corners + padding / self.output.scale, strict=True):
-            artist.set_position(position)
+        kept = self._labels_with_room(sizes_wh, np.asarray(sides))
+        corners = place_labels(sizes_wh[kept], boxes_xyxy[kept], (self.output.width, self.output.height))
+        for i, position in zip(kept, corners + padding[kept] / self.output.scale, strict=True):
+            artists[i].set_position(position)
+        for i in set(range(len(artists))) - set(kept.tolist()):
+            artists[i].remove()
+
+    def _labels_with_room(self, sizes_wh: np.ndarray, sides: np.ndarray) -> np.ndarray:
+        """Numbers of the labels to write: that of the largest object, and as many as there is room for."""
+        order = np.argsort(-sides, kind="stable")
+        covered = sizes_wh.prod(axis=1)[order].cumsum() / (self.output.width * self.output.height)
+        return np.sort(order[: max(int((covered <= LARGEST_LABELED_PART).sum()), 1)])
 
     def _label_font_size(self, object_side: float, num_labels: int) -> float:
         """Full size on large objects, six lines of text or more, that are few; else smaller but never unreadable."""

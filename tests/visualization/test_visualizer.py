@@ -264,3 +264,14 @@ def test_importing_the_door_loads_no_matplotlib_and_unknown_names_are_attribute_
         "assert not hasattr(door, 'nothing')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_labels_of_many_objects_leave_most_of_a_small_image_free_and_go_to_the_largest():
+    sides = torch.arange(8.0, 24.0)  # 16 boxes in a grid of 4 x 4, in an image of 120 x 120
+    corners = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0)) * 30
+    visualizer = Visualizer(np.zeros((120, 120, 3), dtype=np.uint8))
+    boxes = torch.cat([corners, corners + sides[:, None]], dim=1)
+    visualizer.overlay_instances(boxes=boxes, labels=[f"object {i}" for i in range(16)])
+    written = {text.get_text() for text in visualizer.output.ax.texts}
+    assert 1 <= len(written) < 16
+    assert written == {f"object {i}" for i in range(16 - len(written), 16)}
