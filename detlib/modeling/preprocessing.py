@@ -58,7 +58,8 @@ class ImagePreprocessor(nn.Module):
                 f"the image of {_name(sample)} has the shape {tuple(image.shape)}; ({channels}, H, W) is expected, as "
                 f"MODEL.PIXEL_MEAN has {channels} values. Set INPUT.FORMAT and MODEL.PIXEL_MEAN alike."
             )
-        return (image.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+        normalized = (image.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+        return normalized.to(self.pixel_mean.dtype)  # That of the model, also for float32 images and bfloat16 weights.
 
 
 def instances_of(batched_inputs: list[dict[str, Any]], device: torch.device) -> list:

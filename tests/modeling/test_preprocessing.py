@@ -35,3 +35,11 @@ def test_wrong_number_of_channels_names_the_file_and_the_keys():
 def test_training_without_instances_says_what_to_do():
     with pytest.raises(DatasetError, match=r"training needs 'instances'.*is_train=True"):
         instances_of([{"image": torch.zeros(3, 5, 5)}], torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_images_take_the_type_of_the_model(dtype):
+    preprocessor = ImagePreprocessor([1.0], [2.0]).to(torch.bfloat16)
+    images = preprocessor([{"image": torch.full((1, 2, 2), 5, dtype=dtype)}])
+    assert images.tensor.dtype == torch.bfloat16
+    assert images.tensor.unique().tolist() == [2]
