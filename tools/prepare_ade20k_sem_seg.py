@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from detlib.data.datasets.builtin import datasets_root
+from detlib.data.label_maps import read_label_map
 from detlib.engine.setup import run_tool
 from detlib.utils.errors import MissingFileError
 
@@ -43,8 +44,7 @@ def run() -> None:
             raise MissingFileError(f"{source} holds no *.png; set DETLIB_DATASETS, or name the dataset with --root")
         target.mkdir(parents=True, exist_ok=True)
         for file in tqdm(files, desc=split, disable=None):
-            with Image.open(file) as image:
-                labels = np.asarray(image, dtype=np.uint8)
+            labels = read_label_map(file).astype(np.uint8)
             Image.fromarray(labels - np.uint8(1)).save(target / file.name)  # 0 - 1 is 255 in 8 bits.
         print(f"{len(files)} label maps -> {target}")
 

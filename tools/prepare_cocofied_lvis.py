@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
         epilog=EXAMPLES.format(prog=sys.argv[0]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--synsets", required=True, metavar="FILE", help="coco_to_synset.json, from lvisdataset.org")
+    parser.add_argument("--synsets", required=True, metavar="FILE", help="coco_to_synset.json of LVIS's authors")
     lvis = os.path.join(datasets_root(), "lvis")
     default = [os.path.join(lvis, f"lvis_v0.5_{split}.json") for split in ("train", "val")]
     parser.add_argument("files", nargs="*", default=default, metavar="JSON", help="annotations of LVIS")
@@ -46,7 +46,10 @@ def run() -> None:
     except (AttributeError, KeyError, TypeError) as error:
         raise DatasetError(f"{args.synsets} is not LVIS's table of COCO's synsets: {error!r}") from error
     for path in args.files:
-        content = cocofy(read(path), coco_id_of_synset)
+        try:
+            content = cocofy(read(path), coco_id_of_synset)
+        except (KeyError, TypeError) as error:
+            raise DatasetError(f"{path} is not in LVIS's format: {error!r}; its classes need a 'synset'") from error
         target = f"{os.path.splitext(path)[0]}_cocofied.json"
         with open(target, "w", encoding="utf-8") as file:
             json.dump(content, file)

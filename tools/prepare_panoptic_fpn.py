@@ -5,15 +5,20 @@ In these maps 0 stands for all things, 1, 2, ... for stuff by rising category id
 """
 
 import argparse
+import functools
 import json
+import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from detlib.data.datasets.builtin import COCO_PANOPTIC, datasets_root
+from detlib.data.label_maps import IGNORED, read_segment_ids, semantic_labels_of
 from detlib.engine.setup import run_tool
 from detlib.utils.errors import ConfigError, DatasetError, MissingFileError
 
@@ -25,7 +30,7 @@ Examples:
       {prog} --panoptic-json panoptic.json --panoptic-root panoptic/ --output-dir panoptic_stuff/
 """
 
-IGNORE_LABEL = 255
+MIN_FILES_FOR_PROCESSES = 100
 
 
 def parse_args() -> argparse.Namespace:
@@ -73,39 +78,62 @@ def convert(panoptic_json: str, panoptic_root: str, output_dir: str) -> None:
         with open(panoptic_json, encoding="utf-8") as file:
             content = json.load(file)
         labels = labels_of_categories(content["categories"])
-        annotations = content["annotations"]
+        samples = [(a["file_name"], segments_of(a, labels)) for a in content["annotations"]]
+    except DatasetError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{panoptic_json} is not in COCO's panoptic format: {error!r}") from error
+        raise DatasetError(
+            f"{panoptic_json} is not in COCO's panoptic format ({error!r}); expected 'categories' with id and isthing, "
+            "and 'annotations' with file_name and segments_info"
+        ) from error
     os.makedirs(output_dir, exist_ok=True)
-    for annotation in tqdm(annotations, desc=os.path.basename(panoptic_json), disable=None):
-        source = os.path.join(panoptic_root, annotation["file_name"])
-        target = os.path.join(output_dir, os.path.splitext(annotation["file_name"])[0] + ".png")
-        Image.fromarray(label_map(source, annotation["segments_info"], labels)).save(target)
-    print(f"{len(annotations)} label maps -> {output_dir}")
+    written = write_all(samples, panoptic_root, output_dir)
+    for _ in tqdm(written, total=len(samples), desc=os.path.basename(panoptic_json), unit="image", disable=None):
+        pass
+    print(f"{len(samples)} label maps -> {output_dir}")
 
 
-def labels_of_categories(categories: list[dict]) -> dict[int, int]:
+def labels_of_categories(categories: list[dict[str, Any]]) -> dict[int, int]:
     """Category id -> pixel value of the label map."""
     stuff = sorted(category["id"] for category in categories if not category["isthing"])
-    if len(stuff) >= IGNORE_LABEL:
+    if len(stuff) >= IGNORED:
         raise DatasetError(f"{len(stuff)} categories of stuff do not fit in a map of 8 bits, which has room for 254")
     things = {category["id"]: 0 for category in categories if category["isthing"]}
     return things | {category_id: label for label, category_id in enumerate(stuff, start=1)}
 
 
-def label_map(png_file: str, segments: list[dict], labels: dict[int, int]) -> np.ndarray:
-    """Read segment ids and return labels (H, W)."""
-    if not os.path.isfile(png_file):
-        raise MissingFileError(f"panoptic PNG file {png_file!r} does not exist; check the folder")
-    with Image.open(png_file) as image:
-        colors = np.asarray(image.convert("RGB"), dtype=np.int64)  # (H, W, 3)
+def segments_of(annotation: dict[str, Any], labels: dict[int, int]) -> list[dict[str, int]]:
+    """Id and label of each segment of an image."""
+    segments = annotation["segments_info"]
     unknown = [segment["category_id"] for segment in segments if segment["category_id"] not in labels]
     if unknown:
-        raise DatasetError(f"{png_file}: category {unknown[0]!r} of a segment is not in 'categories'")
-    ids, index = np.unique(colors @ np.array([1, 256, 256**2]), return_inverse=True)
-    label_of_segment = {segment["id"]: labels[segment["category_id"]] for segment in segments}
-    values = np.array([label_of_segment.get(i, IGNORE_LABEL) for i in ids.tolist()], dtype=np.uint8)
-    return values[index].reshape(colors.shape[:2])
+        raise DatasetError(
+            f"{annotation['file_name']}: a segment has the category {unknown[0]!r}, which is not in 'categories'; add "
+            "it there"
+        )
+    return [{"id": segment["id"], "sem_seg_label": labels[segment["category_id"]]} for segment in segments]
+
+
+def write_all(samples: list[tuple[str, list[dict[str, int]]]], panoptic_root: str, output_dir: str) -> Iterator[None]:
+    """Write the label maps, in several processes where there are many and the system can fork."""
+    write = functools.partial(write_label_map, panoptic_root=panoptic_root, output_dir=output_dir)
+    if len(samples) < MIN_FILES_FOR_PROCESSES or "fork" not in multiprocessing.get_all_start_methods():
+        yield from map(write, samples)
+        return
+    with multiprocessing.get_context("fork").Pool(min(8, os.cpu_count() or 1)) as pool:
+        yield from pool.imap_unordered(write, samples, chunksize=8)
+
+
+def write_label_map(sample: tuple[str, list[dict[str, int]]], panoptic_root: str, output_dir: str) -> None:
+    file_name, segments = sample
+    source = os.path.join(panoptic_root, file_name)
+    if not os.path.isfile(source):
+        raise MissingFileError(f"panoptic PNG file {source!r} does not exist; check the folder, or unpack it again")
+    labels = semantic_labels_of({"pan_seg_file_name": source, "segments_info": segments})
+    if labels is None:  # There is no segment.
+        labels = np.full(read_segment_ids(source).shape, IGNORED)
+    target = os.path.join(output_dir, f"{os.path.splitext(file_name)[0]}.png")
+    Image.fromarray(labels.astype(np.uint8)).save(target)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def call_tool(capsys, monkeypatch, tmp_path):
     def call(name, *args):
         spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)  # Functions that go to other processes are looked up there.
         spec.loader.exec_module(module)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [f"tools/{name}.py", *map(str, args)])

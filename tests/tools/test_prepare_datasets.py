@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -43,6 +44,60 @@ def test_coco_in_the_folder_of_datasets_is_found(call_tool, panoptic, tmp_path, 
     monkeypatch.setenv("DETLIB_DATASETS", str(tmp_path))
     assert call_tool("prepare_panoptic_fpn").status == 0
     assert read(tmp_path / "coco/panoptic_stuff_val2017_100/a.png") == [[0, 2], [1, 255]]
+
+
+def test_many_files_are_shared_out_to_processes(call_tool, panoptic, tmp_path):
+    (entry,) = panoptic["annotations"]
+    copies = [{**entry, "file_name": f"{i}.png"} for i in range(100)]
+    for copy in copies:
+        shutil.copy(tmp_path / "png/a.png", tmp_path / "png" / copy["file_name"])
+    (tmp_path / "panoptic.json").write_text(json.dumps({**panoptic, "annotations": copies}))
+    assert call_tool("prepare_panoptic_fpn", *OWN).status == 0
+    assert len(list((tmp_path / "stuff").iterdir())) == 100
+    assert read(tmp_path / "stuff/99.png") == [[0, 2], [1, 255]]
+    (tmp_path / "png/50.png").unlink()
+    done = call_tool("prepare_panoptic_fpn", *OWN)
+    assert done.status == 2
+    assert "'png/50.png' does not exist" in done.err
+
+
+def test_image_without_segments_is_ignored_all_over(call_tool, panoptic, tmp_path):
+    panoptic["annotations"][0]["segments_info"] = []
+    (tmp_path / "panoptic.json").write_text(json.dumps(panoptic))
+    assert call_tool("prepare_panoptic_fpn", *OWN).status == 0
+    assert read(tmp_path / "stuff/a.png") == [[255, 255], [255, 255]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"categories": [{"id": 5, "isthing": 1}]}, "a.png: a segment has the category 9, which is not in"),
+        ({"categories": [{"id": i, "isthing": 0} for i in range(255)]}, "255 categories of stuff do not fit"),
+        ({"categories": [{"id": 5}]}, "panoptic.json is not in COCO's panoptic format (KeyError('isthing'))"),
+        (
+            {"annotations": [{"file_name": "a.png", "segments_info": [{"id": 1, "category_id": 5}]}]},
+            "png/a.png has the segment 258, which its JSON file does not describe",
+        ),
+        (
+            {"annotations": [{"file_name": "b.png", "segments_info": []}]},
+            "panoptic PNG file 'png/b.png' does not exist; check the folder",
+        ),
+    ],
+)
+def test_panoptic_files_that_do_not_fit_together_are_named(call_tool, panoptic, tmp_path, changes, message):
+    (tmp_path / "panoptic.json").write_text(json.dumps({**panoptic, **changes}))
+    done = call_tool("prepare_panoptic_fpn", *OWN)
+    assert done.status == 2
+    assert message in done.err
+
+
+def test_colored_maps_of_ade20k_are_refused(call_tool, tmp_path):
+    folder = tmp_path / "ade/annotations/training"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.array([[[1, 2, 3]]], dtype=np.uint8)).save(folder / "a.png")
+    done = call_tool("prepare_ade20k_sem_seg", "--root", "ade")
+    assert done.status == 2
+    assert "a.png has the shape (1, 1, 3)" in done.err
 
 
 def test_ade20k_labels_begin_at_0_and_unlabelled_pixels_are_255(call_tool, tmp_path):
@@ -90,6 +145,14 @@ def test_lvis_is_reduced_to_the_classes_of_coco(call_tool, tmp_path):
     assert len(result["categories"]) == 80
     (cat,) = [category for category in result["categories"] if category["id"] == 17]
     assert (cat["image_count"], cat["instance_count"], cat["frequency"]) == (1, 1, "r")
+
+
+def test_file_that_is_not_of_lvis_is_named(call_tool, tmp_path):
+    (tmp_path / "synsets.json").write_text("{}")
+    (tmp_path / "coco.json").write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1}]}))
+    done = call_tool("prepare_cocofied_lvis", "--synsets", "synsets.json", "coco.json")
+    assert done.status == 2
+    assert "coco.json is not in LVIS's format: KeyError('synset')" in done.err
 
 
 @pytest.mark.parametrize(
