@@ -43,7 +43,7 @@ DOORS = {
 
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 100
-OPTIONAL = {"matplotlib", "timm", "onnx", "pycocotools", "faster_coco_eval", "tensorboard"}
+OPTIONAL = {"scipy", "lvis", "matplotlib", "timm", "onnx", "pycocotools", "faster_coco_eval", "tensorboard"}
 
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "detlib").rglob("*.py"))
 
