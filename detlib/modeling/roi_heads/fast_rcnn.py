@@ -180,8 +180,10 @@ class FastRCNNOutputLayers(nn.Module):
             return present
         odds = present.new_ones(num_classes, dtype=torch.float32) if weight is None else weight.float().clone()
         odds[present[present < num_classes]] = 0
-        # No more than there are other classes.
-        drawn = torch.multinomial(odds, min(missing, int((odds > 0).sum())), replacement=False)
+        num_drawn = min(missing, int((odds > 0).sum()))  # No more than there are other classes.
+        if num_drawn == 0:
+            return present
+        drawn = torch.multinomial(odds, num_drawn, replacement=False)
         return torch.cat([present, drawn])
 
     def box_reg_loss(self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor) -> Tensor:

@@ -95,6 +95,8 @@ def test_federated_loss_counts_the_classes_in_the_batch_and_a_sample_of_others()
     # Class 2 is never drawn, class 0 is there already.
     assert sorted(model.get_fed_loss_classes(torch.tensor([0, K]), 3, K, odds).tolist()) == [0, 1, K]
     assert sorted(model.get_fed_loss_classes(torch.tensor([0]), 50, K, None).tolist()) == [0, 1, 2]
+    # A batch with every class leaves none to draw.
+    assert model.get_fed_loss_classes(torch.tensor([0, 1, 2, K]), 50, K, None).tolist() == [0, 1, 2, K]
     given = [proposals([[0, 0, 10, 10]] * 2, [0, K], [[0, 0, 10, 10]] * 2)]
     loss = model.losses((torch.zeros(2, K + 1), torch.zeros(2, K * 4)), given)["loss_cls"]
     assert loss.item() == pytest.approx(math.log(2))  # One class instead of K.
