@@ -256,7 +256,7 @@ class ResBasicBlock(CNNBlockBase):
 
 
 class ResBottleneckBlock(CNNBlockBase):
-    """1x1, grouped 3x3 and 1x1 convolutions beside a shortcut ; with squeeze-and-excitation for RegNetY."""
+    """1x1, grouped 3x3 and 1x1 convolutions beside a shortcut; with squeeze-and-excitation for RegNetY."""
 
     def __init__(
         self,

@@ -86,10 +86,7 @@ class PanopticFPN(GeneralizedRCNN):
         targets = batch_targets(batched_inputs, images, self.sem_seg_head)
         features = self.backbone(images.tensor)
         _, sem_seg_losses = self.sem_seg_head(features, targets)
-        if self.proposal_generator is None:
-            proposals, proposal_losses = self._given_proposals(batched_inputs), {}
-        else:
-            proposals, proposal_losses = self.proposal_generator(images, features, gt_instances)
+        proposals, proposal_losses = self._propose(batched_inputs, images, features, gt_instances)
         _, detector_losses = self.roi_heads(images, features, proposals, gt_instances)
         detector_losses = {name: loss * self.instance_loss_weight for name, loss in detector_losses.items()}
         return {**sem_seg_losses, **proposal_losses, **detector_losses}
@@ -112,10 +109,7 @@ class PanopticFPN(GeneralizedRCNN):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         logits, _ = self.sem_seg_head(features, None)
-        if self.proposal_generator is None:
-            proposals = self._given_proposals(batched_inputs)
-        else:
-            proposals, _ = self.proposal_generator(images, features, None)
+        proposals, _ = self._propose(batched_inputs, images, features)
         instances, _ = self.roi_heads(images, features, proposals, None)
         if not do_postprocess:
             return instances, logits

@@ -98,10 +98,7 @@ class GeneralizedRCNN(nn.Module):
         images = self.preprocess_image(batched_inputs)
         gt_instances = instances_of(batched_inputs, self.device)
         features = self.backbone(images.tensor)
-        if self.proposal_generator is None:
-            proposals, proposal_losses = self._given_proposals(batched_inputs), {}
-        else:
-            proposals, proposal_losses = self.proposal_generator(images, features, gt_instances)
+        proposals, proposal_losses = self._propose(batched_inputs, images, features, gt_instances)
         _, detector_losses = self.roi_heads(images, features, proposals, gt_instances)
         return {**detector_losses, **proposal_losses}
 
@@ -131,10 +128,7 @@ class GeneralizedRCNN(nn.Module):
             detected_instances = [x.to(self.device) for x in detected_instances]
             results = self.roi_heads.forward_with_given_boxes(features, detected_instances)
         else:
-            if self.proposal_generator is None:
-                proposals = self._given_proposals(batched_inputs)
-            else:
-                proposals, _ = self.proposal_generator(images, features, None)
+            proposals, _ = self._propose(batched_inputs, images, features)
             results, _ = self.roi_heads(images, features, proposals, None)
         if not do_postprocess:
             return results
@@ -149,6 +143,18 @@ class GeneralizedRCNN(nn.Module):
         for sample, proposals_per_image in zip(batched_inputs, proposals):
             boxes = proposals_per_image.proposal_boxes.tensor[:20]
             put_training_picture(sample, boxes, self.input_format, "proposals")
+
+    def _propose(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        images: ImageList,
+        features: dict[str, Tensor],
+        gt_instances: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """The proposals of each image, generated or given, and the losses of the generator when training."""
+        if self.proposal_generator is None:
+            return self._given_proposals(batched_inputs), {}
+        return self.proposal_generator(images, features, gt_instances)
 
     def _given_proposals(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
         for sample in batched_inputs:
