@@ -97,6 +97,14 @@ def assign_boxes_to_levels(
     return levels.clamp(min_level, max_level).to(torch.int64) - min_level
 
 
+class _ROIPool(RoIPool):
+    """RoIPool that takes half-precision maps too; a maximum loses nothing in float32."""
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        dtype = torch.promote_types(input.dtype, torch.float32)
+        return super().forward(input.to(dtype), rois.to(dtype)).to(input.dtype)
+
+
 def _join(box_lists: list[Boxes | RotatedBoxes]) -> Tensor:
     """(R, 1 + box dimension): the number of the image, then the box."""
     numbered = []
@@ -119,7 +127,7 @@ def _build_pooler(pooler_type: str, output_size: tuple[int, int], scale: float, 
     if pooler_type == "ROIAlign":
         return ROIAlign(output_size, scale, sampling_ratio, aligned=False)
     if pooler_type == "ROIPool":
-        return RoIPool(output_size, scale)
+        return _ROIPool(output_size, scale)
     if pooler_type == "ROIAlignRotated":
         return ROIAlignRotated(output_size, scale, sampling_ratio)
     raise ConfigError(

@@ -59,6 +59,16 @@ def test_v1_is_off_by_half_a_cell():
     torch.testing.assert_close(shifted - aligned, torch.full_like(aligned, 0.5))
 
 
+@pytest.mark.parametrize("pooler_type", ["ROIAlignV2", "ROIAlign", "ROIPool"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_regions_have_the_type_of_the_maps(pooler_type, dtype):
+    maps = [torch.arange(256.0).view(1, 1, 16, 16)]
+    pool = pooler(scales=[1 / 4], pooler_type=pooler_type)
+    regions = pool([maps[0].to(dtype)], [boxes((0, 0, 60, 60))])
+    assert regions.dtype == dtype
+    torch.testing.assert_close(regions.float(), pool(maps, [boxes((0, 0, 60, 60))]), rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize("scales", [[1 / 4, 1 / 16], [1 / 3], [1 / 8, 1 / 4]])
 def test_strides_that_do_not_double_are_a_config_error(scales):
     with pytest.raises(ConfigError, match="stride"):
