@@ -91,7 +91,7 @@ def assign_boxes_to_levels(
     Returns:
         (R,) int64; 0 is ``min_level``.
     """
-    sizes = torch.cat([boxes.area() for boxes in box_lists]).sqrt()
+    sizes = torch.cat([boxes.area() for boxes in box_lists]).clamp(min=0).sqrt()
     # A box without area gets the finest level rather than log2(0).
     levels = torch.floor(canonical_level + torch.log2(sizes / canonical_box_size + 1e-8))
     return levels.clamp(min_level, max_level).to(torch.int64) - min_level

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from detlib.structures import ImageList
 from detlib.utils.errors import DatasetError
 
-__all__ = ["ImagePreprocessor", "instances_of", "output_size_of", "sem_seg_of"]
+__all__ = ["ImagePreprocessor", "PreprocessesImages", "instances_of", "output_size_of", "sem_seg_of"]
 
 
 class ImagePreprocessor(nn.Module):
@@ -60,6 +60,31 @@ class ImagePreprocessor(nn.Module):
             )
         normalized = (image.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
         return normalized.to(self.pixel_mean.dtype)  # That of the model, also for float32 images and bfloat16 weights.
+
+
+class PreprocessesImages:
+    """What a model with a ``preprocessor`` offers to its subclasses, under the names that projects use."""
+
+    preprocessor: ImagePreprocessor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is and its inputs go."""
+        return self.preprocessor.device
+
+    @property
+    def pixel_mean(self) -> Tensor:
+        """(C, 1, 1)."""
+        return self.preprocessor.pixel_mean
+
+    @property
+    def pixel_std(self) -> Tensor:
+        """(C, 1, 1)."""
+        return self.preprocessor.pixel_std
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalise, pad and batch the images: an ImageList over (N, C, H', W')."""
+        return self.preprocessor(batched_inputs)
 
 
 def instances_of(batched_inputs: list[dict[str, Any]], device: torch.device) -> list:

@@ -25,7 +25,7 @@ def test_a_box_of_canonical_size_gets_the_canonical_level_and_one_of_twice_the_s
 
 
 def test_levels_beyond_the_pyramid_are_those_at_its_ends():
-    given = [boxes([0, 0, 4, 4], [5, 5, 5, 5]), boxes([0, 0, 5000, 5000])]
+    given = [boxes([0, 0, 4, 4], [9, 5, 5, 6]), boxes([0, 0, 5000, 5000])]
     assert assign_boxes_to_levels(given, 2, 5, 224, 4).tolist() == [0, 0, 3]
 
 

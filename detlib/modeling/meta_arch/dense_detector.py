@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from detlib.modeling.backbone.backbone import Backbone
 from detlib.modeling.postprocessing import detector_postprocess
-from detlib.modeling.preprocessing import ImagePreprocessor, instances_of, output_size_of
+from detlib.modeling.preprocessing import ImagePreprocessor, PreprocessesImages, instances_of, output_size_of
 from detlib.modeling.training_picture import put_training_picture
 from detlib.structures import Boxes, ImageList, Instances
 
 __all__ = ["DenseDetector", "permute_to_N_HWA_K"]
 
 
-class DenseDetector(nn.Module):
+class DenseDetector(PreprocessesImages, nn.Module):
     """Backbone, a fully convolutional head, and two methods for a subclass to write.
 
     These are :meth:`forward_training` and :meth:`forward_inference`.
@@ -52,11 +52,6 @@ class DenseDetector(nn.Module):
         self.preprocessor = ImagePreprocessor(
             pixel_mean, pixel_std, backbone.size_divisibility, backbone.padding_constraints
         )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is and its inputs go."""
-        return self.preprocessor.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """
@@ -93,10 +88,6 @@ class DenseDetector(nn.Module):
     ) -> list[Instances]:
         """Detections in each image, in the coordinates of the network's input."""
         raise NotImplementedError(f"{type(self).__name__} needs forward_inference()")
-
-    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise, pad and batch the images: an ImageList over (N, C, H', W')."""
-        return self.preprocessor(batched_inputs)
 
     def visualize_training(self, batched_inputs: list[dict[str, Any]], results: list[Instances]) -> None:
         """Put a picture of the first image into the event storage: ground truth on the left, the best 20 boxes right.

@@ -5,14 +5,13 @@ One class serves Fast, Faster, Mask, Keypoint and Cascade R-CNN: they differ in 
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from detlib.config import CfgNode, configurable
 from detlib.modeling.backbone import Backbone, build_backbone
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.postprocessing import detector_postprocess
-from detlib.modeling.preprocessing import ImagePreprocessor, instances_of, output_size_of
+from detlib.modeling.preprocessing import ImagePreprocessor, PreprocessesImages, instances_of, output_size_of
 from detlib.modeling.proposal_generator import build_proposal_generator
 from detlib.modeling.roi_heads import ROIHeads, build_roi_heads
 from detlib.modeling.training_picture import put_training_picture
@@ -23,7 +22,7 @@ __all__ = ["GeneralizedRCNN", "ProposalNetwork"]
 
 
 @META_ARCH_REGISTRY.register()
-class GeneralizedRCNN(nn.Module):
+class GeneralizedRCNN(PreprocessesImages, nn.Module):
     """Backbone, proposal generator and ROI heads."""
 
     num_classes_key = "MODEL.ROI_HEADS.NUM_CLASSES"
@@ -71,11 +70,6 @@ class GeneralizedRCNN(nn.Module):
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is and its inputs go."""
-        return self.preprocessor.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """
@@ -134,10 +128,6 @@ class GeneralizedRCNN(nn.Module):
             return results
         return self._postprocess(results, batched_inputs, images.image_sizes)
 
-    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise, pad and batch the images: an ImageList over (N, C, H', W')."""
-        return self.preprocessor(batched_inputs)
-
     def visualize_training(self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]) -> None:
         """Put a picture of each image into the event storage: ground truth on the left, the best 20 proposals right."""
         for sample, proposals_per_image in zip(batched_inputs, proposals):
@@ -175,7 +165,7 @@ class GeneralizedRCNN(nn.Module):
 
 
 @META_ARCH_REGISTRY.register()
-class ProposalNetwork(nn.Module):
+class ProposalNetwork(PreprocessesImages, nn.Module):
     """Backbone and proposal generator only."""
 
     @configurable
@@ -210,11 +200,6 @@ class ProposalNetwork(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is and its inputs go."""
-        return self.preprocessor.device
-
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """
         Args:
@@ -224,7 +209,7 @@ class ProposalNetwork(nn.Module):
             The losses by name when training. Else for each image a dict whose ``proposals`` have ``proposal_boxes`` and
             ``objectness_logits``, best first.
         """
-        images = self.preprocessor(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         if self.training:
             _, losses = self.proposal_generator(images, features, instances_of(batched_inputs, self.device))

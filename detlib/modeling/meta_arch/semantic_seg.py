@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from fvcore.nn import weight_init
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from detlib.layers import Conv2d, ShapeSpec, get_norm
 from detlib.modeling.backbone import Backbone, build_backbone, select_shapes
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.postprocessing import sem_seg_postprocess
-from detlib.modeling.preprocessing import ImagePreprocessor, output_size_of, sem_seg_of
+from detlib.modeling.preprocessing import ImagePreprocessor, PreprocessesImages, output_size_of, sem_seg_of
 from detlib.structures import ImageList
 from detlib.utils.errors import ConfigError
 from detlib.utils.registry import Registry
@@ -42,7 +41,7 @@ def build_sem_seg_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Mo
 
 
 @META_ARCH_REGISTRY.register()
-class SemanticSegmentor(nn.Module):
+class SemanticSegmentor(PreprocessesImages, nn.Module):
     """Backbone and a semantic head."""
 
     num_stuff_classes_key = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
@@ -79,11 +78,6 @@ class SemanticSegmentor(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is and its inputs go."""
-        return self.preprocessor.device
-
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """
         Args:
@@ -97,7 +91,7 @@ class SemanticSegmentor(nn.Module):
             The losses by name when training. Else for each image a dict whose ``sem_seg`` are the (K, height, width)
             logits.
         """
-        images = self.preprocessor(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         if self.training:
             _, losses = self.sem_seg_head(features, batch_targets(batched_inputs, images, self.sem_seg_head))

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from detlib.modeling import build_model
-from detlib.structures import BitMasks, Boxes, Instances, Keypoints
+from detlib.modeling import GeneralizedRCNN, build_model
+from detlib.structures import BitMasks, Boxes, ImageList, Instances, Keypoints
 from detlib.utils.errors import DatasetError
 
 BOXES = [[4.0, 4, 30, 40], [20, 20, 60, 60]]
@@ -145,3 +145,20 @@ def test_channels_that_do_not_fit_name_the_config_key(tiny_rcnn_cfg, sample):
     grey = {**sample(64, 64), "image": torch.zeros(1, 64, 64)}
     with pytest.raises(DatasetError, match=r"MODEL.PIXEL_MEAN"):
         build_model(tiny_rcnn_cfg).eval()([grey])
+
+
+def test_a_project_may_normalise_by_itself(tiny_rcnn_cfg, sample):
+    """Under the names that subclasses written elsewhere use."""
+
+    class Project(GeneralizedRCNN):
+        def preprocess_image(self, batched_inputs):
+            images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
+            return ImageList.from_tensors(images, self.backbone.size_divisibility)
+
+    torch.manual_seed(0)
+    plain = GeneralizedRCNN(tiny_rcnn_cfg).eval()
+    project = Project(tiny_rcnn_cfg).eval()
+    project.load_state_dict(plain.state_dict())
+    batch = [sample(48, 72)]
+    torch.testing.assert_close(project.preprocess_image(batch).tensor, plain.preprocess_image(batch).tensor)
+    assert len(project(batch)[0]["instances"]) == len(plain(batch)[0]["instances"])
