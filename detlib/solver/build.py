@@ -177,7 +177,10 @@ def _multi_step(solver: CfgNode) -> ParamScheduler:
     steps = [step for step in solver.STEPS if step < solver.MAX_ITER]
     if len(steps) < len(solver.STEPS):
         logging.getLogger(__name__).warning(
-            "SOLVER.STEPS %s reach past SOLVER.MAX_ITER %d; only %s count.", solver.STEPS, solver.MAX_ITER, steps
+            "SOLVER.STEPS %s reach past SOLVER.MAX_ITER %d; the learning rate falls at %s.",
+            solver.STEPS,
+            solver.MAX_ITER,
+            f"{steps} only" if steps else "none of them",
         )
     return _decay_at(steps, solver)
 
