@@ -31,7 +31,7 @@ def closest_keys(key: str, known: Iterable[str], n: int = 3) -> list[str]:
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
     """A question that names the closest keys, or advice when none is close."""
-    close = closest_keys(key, known)
+    close = closest_keys(key, known, n=5)  # Several sections have a DEPTH.
     if not close:
         return "nothing is called like it; a project adds its options with code, before files are read"
     return f"did you mean {' or '.join(close)}?"

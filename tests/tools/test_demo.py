@@ -128,7 +128,7 @@ def test_config_without_weights_is_told_in_one_line(call_tool, config_file, phot
 def test_unknown_zoo_name_suggests_the_right_one(call_tool, photos):
     done = call_tool("demo", "--zoo", "COCO-Detection/retinanet_R_50_FPN_3.yaml", "--input", "a/photo.png")
     assert done.status == 2
-    assert "did you mean 'COCO-Detection/retinanet_R_50_FPN_3x.yaml'" in done.err
+    assert "Did you mean 'COCO-Detection/retinanet_R_50_FPN_3x.yaml'" in done.err
 
 
 def test_zoo_takes_config_and_weights_by_name(call_tool, photos, monkeypatch):
