@@ -35,37 +35,23 @@ def build_anchor_generator(cfg: CfgNode, input_shape: list[ShapeSpec]) -> nn.Mod
     return ANCHOR_GENERATOR_REGISTRY.get(cfg.MODEL.ANCHOR_GENERATOR.NAME)(cfg, input_shape)
 
 
-@ANCHOR_GENERATOR_REGISTRY.register()
-class DefaultAnchorGenerator(nn.Module):
-    """Axis-aligned anchors, the same set at every cell of a feature map."""
+class _AnchorsAtEveryCell(nn.Module):
+    """The same set of anchors at every cell of a feature map; ``generate_cell_anchors`` makes the set."""
 
-    box_dim: int = 4
+    box_type: type[Boxes] | type[RotatedBoxes]
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        sizes: Sequence[Sequence[float]] | Sequence[float],
-        aspect_ratios: Sequence[Sequence[float]] | Sequence[float],
-        strides: Sequence[int],
-        offset: float = 0.5,
-    ) -> None:
+    def __init__(self, strides: Sequence[int], offset: float, **options: Sequence[Any]) -> None:
         """
         Args:
-            sizes: for each feature map, the square roots of the anchors' areas in pixels; one list serves all maps.
-            aspect_ratios: for each feature map, height over width; one list serves all maps.
-            strides: of each feature map, in pixels.
-            offset: of the first anchor's centre from the image's corner, in strides, in [0, 1). With 0.5 the centres
-                are those of the cells; configs of the zoo use 0.
+            options: arguments of ``generate_cell_anchors`` in their order, each a list for every map or one for all.
         """
         super().__init__()
         _check_offset(offset)
         self.strides = list(strides)
         self.num_features = len(self.strides)
         self.offset = offset
-        sizes = _one_list_per_feature(sizes, self.num_features, "SIZES")
-        aspect_ratios = _one_list_per_feature(aspect_ratios, self.num_features, "ASPECT_RATIOS")
-        self.cell_anchors = BufferList([self.generate_cell_anchors(s, a) for s, a in zip(sizes, aspect_ratios)])
+        lists = [_one_list_per_feature(value, self.num_features, name.upper()) for name, value in options.items()]
+        self.cell_anchors = BufferList([self.generate_cell_anchors(*of_feature) for of_feature in zip(*lists)])
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
@@ -86,7 +72,7 @@ class DefaultAnchorGenerator(nn.Module):
         """The same as :attr:`num_anchors`."""
         return self.num_anchors
 
-    def forward(self, features: list[Tensor]) -> list[Boxes]:
+    def forward(self, features: list[Tensor]) -> list[Boxes] | list[RotatedBoxes]:
         """
         Args:
             features: L maps of shape (N, C, H, W).
@@ -95,9 +81,36 @@ class DefaultAnchorGenerator(nn.Module):
             For each map the H * W * A anchors of one image, ordered as dense predictions of shape (N, H * W * A, ...).
         """
         return [
-            Boxes(_grid_anchors(x.shape[-2:], stride, self.offset, cell_anchors))
+            self.box_type(_grid_anchors(x.shape[-2:], stride, self.offset, cell_anchors))
             for x, stride, cell_anchors in zip(features, self.strides, self.cell_anchors)
         ]
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class DefaultAnchorGenerator(_AnchorsAtEveryCell):
+    """Axis-aligned anchors, the same set at every cell of a feature map."""
+
+    box_dim: int = 4
+    box_type = Boxes
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[Sequence[float]] | Sequence[float],
+        aspect_ratios: Sequence[Sequence[float]] | Sequence[float],
+        strides: Sequence[int],
+        offset: float = 0.5,
+    ) -> None:
+        """
+        Args:
+            sizes: for each feature map, the square roots of the anchors' areas in pixels; one list serves all maps.
+            aspect_ratios: for each feature map, height over width; one list serves all maps.
+            strides: of each feature map, in pixels.
+            offset: of the first anchor's centre from the image's corner, in strides, in [0, 1). With 0.5 the centres
+                are those of the cells; configs of the zoo use 0.
+        """
+        super().__init__(strides, offset, sizes=sizes, aspect_ratios=aspect_ratios)
 
     def generate_cell_anchors(
         self, sizes: Sequence[float] = (32, 64, 128, 256, 512), aspect_ratios: Sequence[float] = (0.5, 1, 2)
@@ -112,10 +125,11 @@ class DefaultAnchorGenerator(nn.Module):
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
-class RotatedAnchorGenerator(nn.Module):
+class RotatedAnchorGenerator(_AnchorsAtEveryCell):
     """Rotated anchors, the same set at every cell of a feature map (RRPN, arXiv:1703.01086, sec. III-C)."""
 
     box_dim: int = 5
+    box_type = RotatedBoxes
 
     @configurable
     def __init__(
@@ -135,50 +149,11 @@ class RotatedAnchorGenerator(nn.Module):
             angles: for each feature map, in degrees, counter-clockwise; one list serves all maps.
             offset: of the first anchor's centre from the image's corner, in strides, in [0, 1).
         """
-        super().__init__()
-        _check_offset(offset)
-        self.strides = list(strides)
-        self.num_features = len(self.strides)
-        self.offset = offset
-        sizes = _one_list_per_feature(sizes, self.num_features, "SIZES")
-        aspect_ratios = _one_list_per_feature(aspect_ratios, self.num_features, "ASPECT_RATIOS")
-        angles = _one_list_per_feature(angles, self.num_features, "ANGLES")
-        self.cell_anchors = BufferList(
-            [self.generate_cell_anchors(s, r, a) for s, r, a in zip(sizes, aspect_ratios, angles)]
-        )
+        super().__init__(strides, offset, sizes=sizes, aspect_ratios=aspect_ratios, angles=angles)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
-        return {
-            "sizes": cfg.MODEL.ANCHOR_GENERATOR.SIZES,
-            "aspect_ratios": cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS,
-            "strides": [x.stride for x in input_shape],
-            "offset": cfg.MODEL.ANCHOR_GENERATOR.OFFSET,
-            "angles": cfg.MODEL.ANCHOR_GENERATOR.ANGLES,
-        }
-
-    @property
-    def num_anchors(self) -> list[int]:
-        """A for each feature map."""
-        return [len(anchors) for anchors in self.cell_anchors]
-
-    @property
-    def num_cell_anchors(self) -> list[int]:
-        """The same as :attr:`num_anchors`."""
-        return self.num_anchors
-
-    def forward(self, features: list[Tensor]) -> list[RotatedBoxes]:
-        """
-        Args:
-            features: L maps of shape (N, C, H, W).
-
-        Returns:
-            For each map the H * W * A anchors of one image, ordered as dense predictions of shape (N, H * W * A, ...).
-        """
-        return [
-            RotatedBoxes(_grid_anchors(x.shape[-2:], stride, self.offset, cell_anchors))
-            for x, stride, cell_anchors in zip(features, self.strides, self.cell_anchors)
-        ]
+        return {**super().from_config(cfg, input_shape), "angles": cfg.MODEL.ANCHOR_GENERATOR.ANGLES}
 
     def generate_cell_anchors(
         self,
