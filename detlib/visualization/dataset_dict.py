@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from detlib.data.label_maps import read_label_map, read_segment_ids
 from detlib.structures import BoxMode
-from detlib.utils.errors import DatasetError, MissingFileError
-from detlib.utils.file_io import PathManager
 
 __all__ = ["annotation_boxes", "annotation_field", "panoptic_map", "semantic_map"]
 
@@ -34,7 +33,7 @@ def semantic_map(dataset_dict: dict[str, Any]) -> np.ndarray | None:
         return np.asarray(dataset_dict["sem_seg"])
     if "sem_seg_file_name" not in dataset_dict:
         return None
-    return _read(dataset_dict["sem_seg_file_name"])
+    return read_label_map(dataset_dict["sem_seg_file_name"])
 
 
 def panoptic_map(dataset_dict: dict[str, Any]) -> np.ndarray | None:
@@ -43,19 +42,4 @@ def panoptic_map(dataset_dict: dict[str, Any]) -> np.ndarray | None:
         return np.asarray(dataset_dict["pan_seg"])
     if "pan_seg_file_name" not in dataset_dict:
         return None
-    colors = _read(dataset_dict["pan_seg_file_name"])
-    if colors.ndim != 3:
-        raise DatasetError(
-            f"panoptic file {dataset_dict['pan_seg_file_name']} has the shape {colors.shape}, expected an RGB PNG "
-            "in which a segment's id is R + 256 G + 65536 B"
-        )
-    return colors[..., :3].astype(np.int64) @ np.array([1, 256, 256**2])
-
-
-def _read(file_name: str) -> np.ndarray:
-    from PIL import Image
-
-    if not PathManager.isfile(file_name):
-        raise MissingFileError(f"label file {file_name} does not exist; is the folder of the dataset complete?")
-    with PathManager.open(file_name, "rb") as file:
-        return np.asarray(Image.open(file))
+    return read_segment_ids(dataset_dict["pan_seg_file_name"])

@@ -189,10 +189,12 @@ class Visualizer(Canvas):
         annotations = dic.get("annotations") or []
         classes = annotation_field(annotations, "category_id")
         crowd = [bool(annotation.get("iscrowd", 0)) for annotation in annotations]
+        labels = _create_text_labels(classes, None, self.metadata.get("thing_classes"), crowd)
+        in_segments = panoptic is not None  # Segments show the names and areas of objects already.
         return self._overlay(
             boxes=annotation_boxes(annotations),
-            labels=_create_text_labels(classes, None, self.metadata.get("thing_classes"), crowd),
-            masks=annotation_field(annotations, "segmentation"),
+            labels=None if in_segments else labels,
+            masks=None if in_segments else annotation_field(annotations, "segmentation"),
             keypoints=annotation_field(annotations, "keypoints"),
             colors=self._class_colors(classes or [0] * len(annotations)),
             alpha=0.45,

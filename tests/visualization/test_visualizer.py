@@ -248,6 +248,9 @@ def test_dataset_dict_shows_label_files(image, tmp_path):
         "segments_info": [{"id": 259, "category_id": 0, "isthing": True}],
     }
     assert texts(Visualizer(image, METADATA).draw_dataset_dict(sample)) == ["cat"]
+    # An object that is a segment too is named once.
+    box = {"bbox": [10, 10, 40, 40], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    assert texts(Visualizer(image, METADATA).draw_dataset_dict({**sample, "annotations": [box]})) == ["cat"]
 
 
 def test_missing_label_file_is_named(image):
