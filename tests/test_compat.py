@@ -23,6 +23,7 @@ REGISTRIES = json.loads((GOLDEN / "registries.json").read_text())
 
 # Where detlib is different on purpose.
 EXCEPTIONS = {
+    "detlib.config.config.CfgNode.merge_from_file": "one more argument, import_custom_modules, after the known ones",
     "detlib.data.dataset_mapper.DatasetMapper": "one more argument, use_rotated_boxes, after the known ones",
     "detlib.data.datasets.lvis_v0_5_categories.LVIS_CATEGORIES": "read from the annotations, which must be there",
     "detlib.data.datasets.lvis_v1_categories.LVIS_CATEGORIES": "read from the annotations, which must be there",

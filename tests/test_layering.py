@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ROWS = (
-    {"utils"},
+    {"utils", "projects"},
     {"config"},
     {"layers"},
     {"structures"},

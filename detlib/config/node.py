@@ -1,5 +1,6 @@
 """`CfgNode`: a section of a config, with files that build on each other and errors that help."""
 
+import copy
 import logging
 import os
 import re
@@ -10,7 +11,15 @@ import yaml
 from fvcore.common.config import CfgNode as _CfgNode
 
 from detlib.config import safe_yaml
-from detlib.config.defaults import DEFAULTS
+from detlib.config.custom_imports import (
+    CustomImport,
+    declared_imports,
+    import_custom_modules,
+    join_imports,
+    run_imports,
+)
+from detlib.config.defaults import DEFAULTS, Part
+from detlib.config.merge import DELETE, deletes, is_items, overlay, set_items, take_delete_markers
 from detlib.config.origins import CODE, COMMAND_LINE, places
 from detlib.config.safe_yaml import LocatedDict
 from detlib.config.suggest import all_keys, did_you_mean, misplaced
@@ -36,8 +45,13 @@ class _Dumper(yaml.SafeDumper):
 class CfgNode(_CfgNode):
     """A section of a config: a dict whose keys are attributes, with fixed names and types once it has defaults.
 
+    A section that names a part, as `NECK: {NAME: PAFPN, OUT_CHANNELS: 64}`, takes any key: `build_component` compares
+    them with what the part takes.
+
     Files may name others to build on under `_BASE_`: a path or a list of them, each relative to the file, absolute,
-    starting with `~`, or a URL. Later ones win over earlier ones, and the file itself over all.
+    starting with `~`, or a URL. Later ones win over earlier ones, and the file itself over all. Sections are joined key
+    by key, and other values replaced; see `merge` for `_DELETE_` and single items of lists, `custom_imports` for
+    modules of the user.
     """
 
     def __init__(
@@ -46,6 +60,23 @@ class CfgNode(_CfgNode):
         super().__init__(init_dict, key_list, new_allowed)
         self.__dict__["_places"] = {}
         self.__dict__["_section"] = None  # Dotted name among the defaults; None for what code adds.
+        self.__dict__["_is_part"] = False
+
+    @classmethod
+    def from_defaults(cls, defaults: Mapping[str, Any], section: str = "") -> "CfgNode":
+        """A section of the default config, which knows its name."""
+        node = cls(copy.deepcopy(dict(defaults)))
+        node.__dict__["_section"] = section
+        if isinstance(defaults, Part):
+            node._become_part()
+        for key, value in defaults.items():
+            if isinstance(value, Mapping):
+                dict.__setitem__(node, key, cls.from_defaults(value, f"{section}.{key}" if section else key))
+        return node
+
+    def _become_part(self) -> None:
+        self.__dict__["_is_part"] = True
+        self.set_new_allowed(True)
 
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str]:
@@ -63,10 +94,11 @@ class CfgNode(_CfgNode):
             MissingFileError: The file, or one that it builds on, cannot be read.
             ConfigError: A file is not valid, or builds on itself.
         """
-        return cls._load(os.fspath(filename), chain=())
+        tree, _ = cls._load(os.fspath(filename), chain=())
+        return tree
 
     @classmethod
-    def _load(cls, filename: str, chain: tuple[str, ...]) -> LocatedDict:
+    def _load(cls, filename: str, chain: tuple[str, ...]) -> tuple[LocatedDict, list[CustomImport]]:
         name = _tidy(filename)
         if _identity(filename) in map(_identity, chain):
             circle = " -> ".join(map(_tidy, (*chain, filename)))
@@ -75,10 +107,14 @@ class CfgNode(_CfgNode):
         tree = LocatedDict() if tree is None else tree
         if not isinstance(tree, LocatedDict):
             raise ConfigError(f"{name}: expected `KEY: value` lines at the top level, got a {type(tree).__name__}")
-        result = LocatedDict()
+        take_delete_markers(tree)
+        result, imports = LocatedDict(), []
         for base in _as_paths(tree.pop(_BASE, []), places(tree).get(_BASE, name)):
-            result = _overlay(result, cls._load(_resolve(base, filename), (*chain, filename)))
-        return _overlay(result, tree)
+            base_tree, base_imports = cls._load(_resolve(base, filename), (*chain, filename))
+            result, imports = overlay(result, base_tree), [*imports, *base_imports]
+        result, imports = overlay(result, tree), [*imports, *declared_imports(tree, name)]
+        join_imports(result, imports)
+        return result, imports
 
     @classmethod
     def _read(cls, filename: str, chain: tuple[str, ...]) -> str:
@@ -92,19 +128,25 @@ class CfgNode(_CfgNode):
         except UnicodeDecodeError as error:
             raise ConfigError(f"{_tidy(filename)} is not a text file: {error}") from error
 
-    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True) -> None:
+    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True, import_custom_modules: bool = True) -> None:
         """Set options from a YAML file and the files that it builds on; older versions of the format are upgraded.
 
         Args:
             cfg_filename: Path or URL.
-            allow_unsafe: Kept for old calls. Files can only hold data, and never run code.
+            allow_unsafe: Kept for old calls. Files hold data, and run no code but what they name as CUSTOM_IMPORTS.
+            import_custom_modules: Import these, before any value is set.
 
         Raises:
             MissingFileError: A file cannot be read.
+            CustomImportError: A module cannot be imported.
             ConfigKeyError: A key does not exist.
             ConfigError: A file is not valid, or a value has the wrong type.
         """
-        tree = self.load_yaml_with_base(cfg_filename, allow_unsafe)
+        tree, imports = self._load(os.fspath(cfg_filename), chain=())
+        if import_custom_modules and imports and "CUSTOM_IMPORTS" in self:
+            self._require_mutable("merged into")
+            allowed = tree["CUSTOM_IMPORTS"].get("ALLOW_FAILED_IMPORTS", self.CUSTOM_IMPORTS.ALLOW_FAILED_IMPORTS)
+            run_imports(imports, self, allowed)
         if "VERSION" in self:
             version = tree.get("VERSION", guess_version(tree))
             if version != LATEST:
@@ -132,39 +174,86 @@ class CfgNode(_CfgNode):
             ConfigError: A value is missing or has the wrong type.
         """
         self._require_mutable("merged into")
-        for key, given in _pairs(cfg_list):
+        pairs = list(_pairs(cfg_list))
+        imports = [(key, given) for key, given in pairs if key.startswith("CUSTOM_IMPORTS")]
+        for key, given in imports:
             self._override(key, given)
+        if imports:
+            import_custom_modules(self)
+        for key, given in pairs:
+            if (key, given) not in imports:
+                self._override(key, given)
 
     def _override(self, key: str, given: Any) -> None:
         section, path = self, key.split(".")
+        if DELETE in path:
+            raise ConfigError(f"{COMMAND_LINE}: {key}: {DELETE} is for files only; set the keys themselves")
         while len(path) > 1 and isinstance(section.get(path[0]), CfgNode):
             section = section[path.pop(0)]
         name = path.pop(0)
-        if name in section:
+        if section.__dict__["_is_part"] and path and name not in section:
+            section._merge({name: {}}, self, "")
+            section._override(".".join((name, *path)), given)
+        elif isinstance(section.get(name), CfgNode) and isinstance(decode(given, {}), Mapping):
+            section[name]._merge(decode(given, {}), self, key)
+        elif section.__dict__["_is_part"] and not path:
+            section._merge({name: given}, self, key.rpartition(".")[0])
+        elif name in section:
             section[name] = override(section[name], path, given, key, COMMAND_LINE)
-            places(section)[name] = COMMAND_LINE
         else:
             self._refuse_unless_deprecated(key, COMMAND_LINE)
+            return
+        places(section)[name] = COMMAND_LINE
 
     def _merge_root(self, tree: Mapping[str, Any]) -> None:
         self._require_mutable("merged into")
         self._merge(tree, self, "")
 
     def _merge(self, tree: Mapping[str, Any], root: "CfgNode", prefix: str) -> None:
+        if deletes(tree):
+            self._forget(places(tree), prefix)
         for name, given in tree.items():
+            if name == DELETE:
+                continue
             key = f"{prefix}.{name}" if prefix else str(name)
             place = places(tree).get(name, CODE)
             if name not in self and not self.is_new_allowed():
                 root._refuse_unless_deprecated(key, place)
                 continue
-            current = self.get(name)
-            if isinstance(given, Mapping) and name not in self:
-                current = self[name] = type(self)(new_allowed=True)
-            if isinstance(given, Mapping) and isinstance(current, CfgNode):
-                current._merge(given, root, key)
-            else:
-                self[name] = check_type(decode(plain(given), current), current, key, place)
-                places(self)[name] = place
+            self._merge_value(name, given, root, key, place)
+
+    def _merge_value(self, name: str, given: Any, root: "CfgNode", key: str, place: str) -> None:
+        current, is_part = self.get(name), self.__dict__["_is_part"]
+        if isinstance(given, Mapping) and isinstance(current, list | tuple) and is_items(given):
+            given = set_items(current, given, key, place)
+        if isinstance(given, Mapping) and (name not in self or (is_part and not isinstance(current, CfgNode))):
+            current = type(self)(new_allowed=True)
+            current.__dict__["_section"] = key if is_part else None
+            if is_part:
+                current._become_part()
+            dict.__setitem__(self, name, current)
+        if isinstance(given, Mapping) and isinstance(current, CfgNode):
+            current._merge(given, root, key)
+            return
+        # What a part takes is known where it is built.
+        expected = None if is_part and not isinstance(current, CfgNode) else current
+        self[name] = check_type(decode(plain(given), current), expected, key, place)
+        places(self)[name] = place
+
+    def _forget(self, places_of_tree: Mapping[str, str], key: str) -> None:
+        """Bring a section back to what detlib sets; one that names a part becomes empty."""
+        if self.__dict__["_is_part"]:
+            self.clear()
+            return
+        if self.__dict__["_section"] is None:
+            place = next(iter(places_of_tree.values()), CODE)
+            raise ConfigError(f"{place}: {key} was added by code and has no defaults to return to; leave {DELETE} out")
+        defaults = DEFAULTS
+        for part in filter(None, self.__dict__["_section"].split(".")):
+            defaults = defaults[part]
+        self.update(type(self).from_defaults(defaults, self.__dict__["_section"]))
+        for name in defaults:
+            places(self).pop(name, None)
 
     def _refuse_unless_deprecated(self, key: str, place: str) -> None:
         if self.key_is_deprecated(key):
@@ -198,8 +287,16 @@ class CfgNode(_CfgNode):
         self._require_mutable(f"given {name}")
         section = self.__dict__["_section"]
         key = f"{section}.{name}" if section else name
+        current = self.get(name)
+        if isinstance(current, CfgNode) and current.__dict__["_is_part"] and isinstance(val, Mapping):
+            current.clear()
+            current._merge(val, self, key)
+            return
+        if self.__dict__["_is_part"]:
+            self._merge_value(name, val, self, key, CODE)
+            return
         if name in self:
-            val = adapt(val, self[name], key)
+            val = adapt(val, current, key)
         else:
             check_type(val, None, key)
             meant = misplaced(section, name, all_keys(DEFAULTS)) if section is not None else None
@@ -233,22 +330,6 @@ def _resolve(base: str, filename: str) -> str:
     """Path of a base file; a relative one starts from the file that names it."""
     base = os.path.expanduser(base)
     return base if "://" in base else os.path.join(os.path.dirname(filename), base)
-
-
-def _overlay(base: LocatedDict, tree: LocatedDict) -> LocatedDict:
-    """Join two trees, the second of which wins."""
-    result = LocatedDict()
-    result.update(base)
-    places(result).update(places(base))
-    for name, value in tree.items():
-        place = places(tree)[name]
-        if isinstance(value, LocatedDict) and name in base:
-            if not isinstance(base[name], LocatedDict):
-                raise ConfigError(f"{place}: {name} is a section here but a value at {places(base)[name]}")
-            value = _overlay(base[name], value)
-        result[name] = value
-        places(result)[name] = place
-    return result
 
 
 def _pairs(arguments: list[Any]) -> Iterator[tuple[str, Any]]:

@@ -37,11 +37,15 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 
 
 class LocatedDict(dict):
-    """A mapping read from a file, which knows the "file:line" of each key; `origins.places` gives them."""
+    """A mapping read from a file, which knows the "file:line" of each key; `origins.places` gives them.
+
+    `deletes` says that it drops what the section had before, see `merge`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._places: dict[str, str] = {}
+        self.deletes = False
 
 
 def load(text: str, name: str) -> Any:

@@ -8,8 +8,11 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ConfigKeyError",
+    "ConfigTypeError",
+    "CustomImportError",
     "DatasetError",
     "DetlibError",
+    "DuplicateNameError",
     "MissingFileError",
     "NonFiniteError",
     "UnknownNameError",
@@ -32,6 +35,22 @@ class ConfigKeyError(ConfigError, KeyError, AttributeError):
     """A config has no such key."""
 
     __str__ = DetlibError.__str__
+
+
+class ConfigTypeError(ConfigError, TypeError):
+    """A value of a config is of a wrong type, or no argument of the part that it is given to."""
+
+    __str__ = DetlibError.__str__
+
+
+class CustomImportError(ConfigError, ImportError):
+    """A module that a config asks for cannot be imported."""
+
+    __str__ = DetlibError.__str__
+
+
+class DuplicateNameError(DetlibError, AssertionError):
+    """A registry has an entry of that name already."""
 
 
 class UnknownNameError(DetlibError, KeyError):

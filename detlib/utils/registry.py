@@ -2,17 +2,55 @@
 
 import difflib
 import pydoc
+from collections.abc import Callable
 from typing import Any
 
 from fvcore.common.registry import Registry as _Registry
 
-from detlib.utils.errors import UnknownNameError
+from detlib.utils.errors import DuplicateNameError, UnknownNameError
 
 __all__ = ["Registry", "locate"]
 
 
 class Registry(_Registry):
-    """fvcore's registry, whose failed lookup names the closest entry and all known ones."""
+    """fvcore's registry, with names of one's own and errors that help.
+
+    >>> @LOSS_REGISTRY.register()  # as "MyLoss"
+    ... class MyLoss(nn.Module): ...
+    >>> @LOSS_REGISTRY.register("my")  # by another name
+    ... class MyLoss(nn.Module): ...
+    >>> LOSS_REGISTRY.register(MyLoss)
+    """
+
+    def register(self, obj: Any = None, *, name: str | None = None) -> Any:
+        """Register an object, or decorate one.
+
+        Args:
+            obj: the object; as a decorator nothing, or the name.
+            name: by default that of the object.
+
+        Raises:
+            DuplicateNameError: the name is taken.
+        """
+        if obj is None or isinstance(obj, str):
+            return self._decorator(name or obj)
+        self._do_register(name or obj.__name__, obj)
+        return None
+
+    def _decorator(self, name: str | None) -> Callable[[Any], Any]:
+        def register(target: Any) -> Any:
+            self._do_register(name or target.__name__, target)
+            return target
+
+        return register
+
+    def _do_register(self, name: str, obj: Any) -> None:
+        if name in self._obj_map:
+            raise DuplicateNameError(
+                f"{self._name} has {name!r} already: it is {_describe(self._obj_map[name])}, and {_describe(obj)} was "
+                f"to get the same name. Register it under another one: @registry.register('another_name')"
+            )
+        self._obj_map[name] = obj
 
     def get(self, name: str) -> Any:
         """Return the object registered as `name`.
@@ -28,7 +66,11 @@ class Registry(_Registry):
         close = difflib.get_close_matches(str(name), self._obj_map, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         known = ", ".join(sorted(self._obj_map)) or "nothing yet"
-        return f"{self._name} has no {name!r}; {hint}Known: {known}. Has the module that registers it been imported?"
+        return f"{self._name} has no {name!r}; {hint}Known: {known}. Is its module in CUSTOM_IMPORTS?"
+
+
+def _describe(obj: Any) -> str:
+    return f"{getattr(obj, '__module__', '?')}.{getattr(obj, '__qualname__', obj)}"
 
 
 def locate(name: str) -> Any:

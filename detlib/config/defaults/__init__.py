@@ -5,8 +5,10 @@ from typing import Any
 from detlib.config.defaults.backbones import BACKBONES
 from detlib.config.defaults.base import BASE
 from detlib.config.defaults.detection import DETECTION, MODEL
+from detlib.config.defaults.part import Part
+from detlib.config.defaults.representation import REPRESENTATION
 
-__all__ = ["DEFAULTS"]
+__all__ = ["DEFAULTS", "Part"]
 
-DEFAULTS: dict[str, Any] = {**BASE, "MODEL": {**MODEL, **BACKBONES, **DETECTION}}
+DEFAULTS: dict[str, Any] = {**BASE, "MODEL": {**MODEL, **BACKBONES, **DETECTION, **REPRESENTATION}}
 """The whole tree, as plain dicts."""

@@ -2,16 +2,21 @@
 
 from typing import Any
 
+from detlib.config.defaults.part import Part
+
 __all__ = ["BACKBONES"]
 
 BACKBONES: dict[str, Any] = {
-    "BACKBONE": {
-        # Builder, by its name in BACKBONE_REGISTRY.
-        "NAME": "build_resnet_backbone",
+    "BACKBONE": Part(
+        # By its name in BACKBONE_REGISTRY. A builder reads its options from a section of its own, such as RESNETS; a
+        # class takes them here: {NAME: MobileNetV2, WIDTH_MULT: 0.5}.
+        NAME="build_resnet_backbone",
         # Stem and stages before this one stay as loaded: 0 trains all, 1 freezes the stem, 2 also the first stage, ...
-        # Of ResNet, RegNet and Swin; ViT and MViT train all.
-        "FREEZE_AT": 2,
-    },
+        # ViT and MViT train all.
+        FREEZE_AT=2,
+    ),
+    # On top of the backbone, by its name in NECK_REGISTRY: {NAME: PAFPN, OUT_CHANNELS: 256}; "" for none.
+    "NECK": Part(NAME=""),
     "FPN": {
         # Stages of the bottom-up network to build on.
         "IN_FEATURES": [],

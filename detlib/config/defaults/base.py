@@ -39,6 +39,10 @@ INPUT = {
     "FORMAT": "BGR",
     # What masks are loaded as: "polygon" or "bitmask".
     "MASK_FORMAT": "polygon",
+    # Augmentations by name, applied in turn: [{NAME: RandomResizedCrop, SIZE: 224}, {NAME: RandomFlip}]. Empty takes
+    # the options above.
+    "AUGMENTATIONS_TRAIN": [],
+    "AUGMENTATIONS_TEST": [],
 }
 
 DATASETS = {
@@ -165,6 +169,13 @@ TRACKER_HEADS = {
 BASE: dict[str, Any] = {
     # Version of the config format; older files are upgraded when read.
     "VERSION": 2,
+    # Modules to import before the values of a config file are read: "package.module", "./file.py" beside the config, or
+    # "detlib.projects.foo" for the package projects/Foo/foo. They run as code. Those of base files come first.
+    "CUSTOM_IMPORTS": {
+        "IMPORTS": [],
+        # Leave out what cannot be imported, with a warning.
+        "ALLOW_FAILED_IMPORTS": False,
+    },
     "INPUT": INPUT,
     "DATASETS": DATASETS,
     "DATALOADER": DATALOADER,

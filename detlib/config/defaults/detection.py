@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from detlib.config.defaults.part import Part
+
 __all__ = ["DETECTION", "MODEL"]
 
 MODEL: dict[str, Any] = {
@@ -58,6 +60,10 @@ RETINANET = {
     "BBOX_REG_LOSS_TYPE": "smooth_l1",
     # Normalisation in the towers; "" for none.
     "NORM": "",
+    # Parts by name, {NAME: X, ...}: losses of LOSS_REGISTRY, and the head of HEAD_REGISTRY; empty takes the keys above.
+    "LOSS_CLS": Part(),
+    "LOSS_BBOX": Part(),
+    "HEAD": Part(),
 }
 
 FCOS = {
@@ -77,6 +83,10 @@ FCOS = {
     "SCORE_THRESH_TEST": 0.2,
     "TOPK_CANDIDATES_TEST": 1000,
     "NMS_THRESH_TEST": 0.6,
+    # Parts by name, see RETINANET.
+    "LOSS_CLS": Part(),
+    "LOSS_BBOX": Part(),
+    "HEAD": Part(),
 }
 
 PROPOSALS = {
@@ -112,6 +122,9 @@ RPN = {
     "NMS_THRESH": 0.7,
     # Channels of the head's convolutions; -1 keeps those of the features.
     "CONV_DIMS": [-1],
+    # Losses by their names in LOSS_REGISTRY, {NAME: X, ...}, times the factors above; empty takes the keys above.
+    "LOSS_CLS": Part(),
+    "LOSS_BBOX": Part(),
 }
 
 ROI_HEADS = {
@@ -158,6 +171,11 @@ ROI_BOX_HEAD = {
     "USE_SIGMOID_CE": False,
     "FED_LOSS_FREQ_WEIGHT_POWER": 0.5,
     "FED_LOSS_NUM_CLASSES": 50,
+    # Losses by their names in LOSS_REGISTRY, {NAME: X, ...}, times the factors above; empty takes the keys above.
+    "LOSS_CLS": Part(),
+    "LOSS_BBOX": Part(),
+    # By its name in ROI_EXTRACTOR_REGISTRY; empty takes the POOLER keys.
+    "ROI_EXTRACTOR": Part(),
 }
 
 ROI_BOX_CASCADE_HEAD = {
@@ -177,6 +195,8 @@ ROI_MASK_HEAD = {
     # One mask for all classes in place of one each.
     "CLS_AGNOSTIC_MASK": False,
     "POOLER_TYPE": "ROIAlignV2",
+    # By its name in ROI_EXTRACTOR_REGISTRY; empty takes the POOLER keys.
+    "ROI_EXTRACTOR": Part(),
 }
 
 ROI_KEYPOINT_HEAD = {
@@ -191,6 +211,8 @@ ROI_KEYPOINT_HEAD = {
     "NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": True,
     "LOSS_WEIGHT": 1.0,
     "POOLER_TYPE": "ROIAlignV2",
+    # By its name in ROI_EXTRACTOR_REGISTRY; empty takes the POOLER keys.
+    "ROI_EXTRACTOR": Part(),
 }
 
 SEM_SEG_HEAD = {

@@ -1,7 +1,7 @@
 """Backbones: from an image to named feature maps."""
 
 from detlib.modeling.backbone.backbone import Backbone, select_shapes
-from detlib.modeling.backbone.build import BACKBONE_REGISTRY, build_backbone
+from detlib.modeling.backbone.build import BACKBONE_REGISTRY, build_backbone, build_bottom_up
 from detlib.modeling.backbone.fpn import FPN, build_resnet_fpn_backbone, build_retinanet_resnet_fpn_backbone
 from detlib.modeling.backbone.mvit import MViT, build_mvit_backbone, build_mvit_fpn_backbone
 from detlib.modeling.backbone.regnet import RegNet, build_regnet_backbone, build_regnet_fpn_backbone
@@ -36,6 +36,7 @@ __all__ = [
     "SwinTransformer",
     "ViT",
     "build_backbone",
+    "build_bottom_up",
     "build_mvit_backbone",
     "build_mvit_fpn_backbone",
     "build_regnet_backbone",

@@ -1,30 +1,80 @@
-"""The registry of backbones."""
+"""The registry of backbones, and the backbone that a config asks for."""
 
-from detlib.config import CfgNode
+import inspect
+from typing import Any
+
+from detlib.config import CfgNode, build_component
+from detlib.config.defaults import DEFAULTS
+from detlib.config.origins import CODE, places
+from detlib.config.suggest import all_keys, did_you_mean
 from detlib.layers import ShapeSpec
 from detlib.modeling.backbone.backbone import Backbone
-from detlib.utils.errors import ConfigError
+from detlib.modeling.backbone.with_neck import BackboneWithNeck
+from detlib.modeling.neck.build import build_neck
+from detlib.utils.errors import ConfigError, ConfigKeyError
 from detlib.utils.registry import Registry
 
-__all__ = ["BACKBONE_REGISTRY", "build_backbone"]
+__all__ = ["BACKBONE_REGISTRY", "build_backbone", "build_bottom_up"]
 
 BACKBONE_REGISTRY = Registry("BACKBONE")
 BACKBONE_REGISTRY.__doc__ = """
-Backbones: functions or classes called with ``(cfg, input_shape)`` that return a :class:`Backbone`. ``input_shape`` is
-the ``ShapeSpec`` of the image.
+Backbones: functions or classes that return a :class:`Backbone`. Those whose first argument is ``cfg``, and classes with
+``from_config``, are called with ``(cfg, input_shape)``, where ``input_shape`` is the ``ShapeSpec`` of the image. Others
+are built by `build_component` from ``MODEL.BACKBONE``; offered are ``input_shape``, ``in_channels`` and ``freeze_at``.
 """
 
 
 def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:
-    """Build what ``cfg.MODEL.BACKBONE.NAME`` names.
+    """Build what ``cfg.MODEL.BACKBONE`` names, with what ``cfg.MODEL.NECK`` names on top of it.
 
     Args:
         input_shape: of the image; by default with as many channels as ``cfg.MODEL.PIXEL_MEAN`` has values.
     """
+    bottom_up = build_bottom_up(cfg, input_shape)
+    if not cfg.MODEL.NECK.get("NAME"):
+        return bottom_up
+    neck = build_neck(cfg.MODEL.NECK, bottom_up.output_shape())
+    if not hasattr(neck, "output_shape"):
+        raise ConfigError(
+            f"MODEL.NECK {cfg.MODEL.NECK.NAME!r} gives no feature maps (it has no output_shape()), which "
+            f"{cfg.MODEL.META_ARCHITECTURE} needs; use a neck such as PAFPN."
+        )
+    return BackboneWithNeck(bottom_up, neck)
+
+
+def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:
+    """Build what ``cfg.MODEL.BACKBONE`` names, without a neck; arguments as for :func:`build_backbone`."""
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
     name = cfg.MODEL.BACKBONE.NAME
-    backbone = BACKBONE_REGISTRY.get(name)(cfg, input_shape)
+    target = BACKBONE_REGISTRY.get(name)
+    if _takes_config(target):
+        _check_keys(cfg)
+        backbone = target(cfg, input_shape)
+    else:
+        node = {key: value for key, value in cfg.MODEL.BACKBONE.items() if key != "FREEZE_AT"}
+        freeze_at = cfg.MODEL.BACKBONE.get("FREEZE_AT", DEFAULTS["MODEL"]["BACKBONE"]["FREEZE_AT"])
+        offers = {"input_shape": input_shape, "in_channels": input_shape.channels, "freeze_at": freeze_at}
+        backbone = build_component(BACKBONE_REGISTRY, node, **offers)
     if not isinstance(backbone, Backbone):
-        raise ConfigError(f"MODEL.BACKBONE.NAME {name!r} gave a {type(backbone).__name__}; it must return a Backbone.")
+        raise ConfigError(
+            f"MODEL.BACKBONE.NAME {name!r} gave a {type(backbone).__name__}; it must give a detlib.modeling.Backbone, "
+            f"whose forward returns feature maps by name and whose output_shape() tells their channels and strides."
+        )
     return backbone
+
+
+def _takes_config(target: Any) -> bool:
+    first = next(iter(inspect.signature(target).parameters), None)
+    return hasattr(target, "from_config") or first in ("cfg", "config")
+
+
+def _check_keys(cfg: CfgNode) -> None:
+    """A builder that reads the whole config would pass over keys that a user adds to the section."""
+    node = cfg.MODEL.BACKBONE
+    for key in node:
+        if key not in DEFAULTS["MODEL"]["BACKBONE"] and places(node).get(key, CODE) != CODE:
+            raise ConfigKeyError(
+                f"{places(node)[key]}: MODEL.BACKBONE.{key}: {node.NAME} takes its options from a section of its own; "
+                f"{did_you_mean(key, all_keys(cfg))}"
+            )

@@ -1,0 +1,90 @@
+"""Parts by name: a node `{NAME: X, ...}` of the config names an object in a registry, its other keys are arguments."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from detlib.config.values import plain
+from detlib.utils.errors import ConfigError, ConfigTypeError
+from detlib.utils.registry import Registry
+
+__all__ = ["build_component"]
+
+
+def build_component(registry: Registry, node: Any, **defaults: Any) -> Any:
+    """Build the part that a node names, or all parts of a list of nodes.
+
+    ``{NAME: SmoothL1Loss, BETA: 0.5, LOSS_WEIGHT: 2}`` calls ``SmoothL1Loss(beta=0.5, loss_weight=2.0)``: keys are
+    arguments in upper case, and a whole number may stand for a float.
+
+    Args:
+        registry: where the name is looked up.
+        node: a section or a dict; or a list of them, which builds a list. What is neither was built already and comes
+            back as it is.
+        defaults: what the caller knows, such as ``in_channels``: given to what takes it, unless the node has it too.
+
+    Raises:
+        UnknownNameError: the registry has no such name.
+        ConfigTypeError: what it names takes no such argument, or needs one that neither the node nor the caller gives.
+        ConfigError: the node has no NAME.
+    """
+    if isinstance(node, list | tuple):
+        return [build_component(registry, part, **defaults) for part in node]
+    if not isinstance(node, Mapping):
+        return node
+    where = getattr(node, "__dict__", {}).get("_section") or f"a part of the registry {registry._name}"
+    if not node.get("NAME"):
+        raise ConfigError(f"{where} needs a NAME; it has {', '.join(map(str, node)) or 'nothing'}")
+    target = registry.get(node["NAME"])
+    arguments = {str(key).lower(): plain(value) for key, value in node.items() if key != "NAME"}
+    parameters, takes_any = _parameters(target)
+    offered = {name: value for name, value in defaults.items() if name in parameters and name not in arguments}
+    problem = _unknown(arguments, parameters, takes_any) or _missing({**offered, **arguments}, parameters)
+    if problem:
+        raise ConfigTypeError(f"{where}: {node['NAME']} {problem}")
+    return target(**offered, **{name: _as_float(value, parameters.get(name)) for name, value in arguments.items()})
+
+
+def _parameters(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Parameters by name, and whether any further name is taken.
+
+    A constructor with `**kwargs` hands them to the next class in line, so the parameters of that one count as well.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for function in _constructors(target) if inspect.isclass(target) else [target]:
+        parameters = inspect.signature(function).parameters.values()
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) and parameter.name != "self":
+                found.setdefault(parameter.name, parameter)
+        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+            return found, False
+    return found, True
+
+
+def _constructors(cls: type) -> list[Callable[..., Any]]:
+    return [base.__init__ for base in cls.__mro__ if "__init__" in vars(base) and base is not object]
+
+
+def _unknown(arguments: Mapping[str, Any], parameters: Mapping[str, Any], takes_any: bool) -> str:
+    unknown = [name for name in arguments if name not in parameters]
+    if not unknown or takes_any:
+        return ""
+    close = difflib.get_close_matches(unknown[0], parameters, n=1)
+    hint = f"did you mean {close[0].upper()}? " if close else ""
+    takes = ", ".join(name.upper() for name in parameters) or "nothing"
+    return (
+        f"takes no {', '.join(name.upper() for name in unknown)}; {hint}It takes {takes}. "
+        f"If a base config has set the key for another NAME, add _DELETE_: true to the node."
+    )
+
+
+def _missing(arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> str:
+    needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    missing = [name.upper() for name in needed if name not in arguments]
+    return f"needs {', '.join(missing)}, and the node does not give it" if missing else ""
+
+
+def _as_float(value: Any, parameter: inspect.Parameter | None) -> Any:
+    is_float = parameter is not None and (type(parameter.default) is float or parameter.annotation is float)
+    return float(value) if is_float and type(value) is int else value

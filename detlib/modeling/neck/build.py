@@ -1,0 +1,22 @@
+"""The registry of necks."""
+
+from typing import Any
+
+from torch import nn
+
+from detlib.config import build_component
+from detlib.layers import ShapeSpec
+from detlib.utils.registry import Registry
+
+__all__ = ["NECK_REGISTRY", "build_neck"]
+
+NECK_REGISTRY = Registry("NECK")
+NECK_REGISTRY.__doc__ = """
+Necks: modules built by `build_component`, offered ``input_shape``, the ``ShapeSpec`` of each feature map by name. They
+turn a dict of maps into a dict of maps and tell the shapes of the latter by ``output_shape()``.
+"""
+
+
+def build_neck(node: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+    """The neck of a node ``{NAME: PAFPN, OUT_CHANNELS: 256}`` on feature maps of the given shapes."""
+    return build_component(NECK_REGISTRY, node, input_shape=input_shape)
