@@ -281,8 +281,7 @@ class StandardROIHeads(ROIHeads):
     ) -> dict[str, Tensor] | list[Instances]:
         """The losses when training, else the detections of each image."""
         maps = [features[name] for name in self.box_in_features]
-        box_features = self.box_head(self.box_pooler(maps, [p.proposal_boxes for p in proposals]))
-        predictions = self.box_predictor(box_features)
+        predictions = self.box_predictor(self._box_features(maps, [p.proposal_boxes for p in proposals]))
         if not self.training:
             detections, _ = self.box_predictor.inference(predictions, proposals)
             return detections
@@ -293,6 +292,10 @@ class StandardROIHeads(ROIHeads):
             for proposals_per_image, boxes in zip(proposals, pred_boxes):
                 proposals_per_image.proposal_boxes = Boxes(boxes)
         return losses
+
+    def _box_features(self, maps: list[Tensor], boxes: list[Boxes]) -> Any:
+        """What the box predictor takes, of all regions; a subclass may pool them in another way."""
+        return self.box_head(self.box_pooler(maps, boxes))
 
     def _forward_mask(
         self, features: dict[str, Tensor], instances: list[Instances]
