@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detlib.config import CfgNode, set_global_cfg
+from detlib.config import CfgNode, import_custom_modules, set_global_cfg
 from detlib.data import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets.register import register_datasets
 from detlib.modeling import META_ARCH_REGISTRY
@@ -114,6 +114,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         _save_config(cfg, command, keep=eval_only)
     set_global_cfg(cfg)
+    import_custom_modules(cfg)
     register_datasets(cfg)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if not eval_only:  # images of an evaluation have many sizes, for each of which cuDNN would search anew
