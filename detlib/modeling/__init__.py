@@ -19,6 +19,8 @@ from detlib.modeling.backbone import (
     get_vit_lr_decay_rate,
     make_stage,
 )
+from detlib.modeling.head import HEAD_REGISTRY
+from detlib.modeling.loss import LOSS_REGISTRY, build_loss
 from detlib.modeling.meta_arch import (
     FCOS,
     META_ARCH_REGISTRY,
@@ -32,6 +34,7 @@ from detlib.modeling.meta_arch import (
     build_model,
     build_sem_seg_head,
 )
+from detlib.modeling.neck import NECK_REGISTRY, build_neck
 from detlib.modeling.postprocessing import detector_postprocess
 from detlib.modeling.proposal_generator import (
     PROPOSAL_GENERATOR_REGISTRY,
@@ -39,6 +42,7 @@ from detlib.modeling.proposal_generator import (
     build_proposal_generator,
     build_rpn_head,
 )
+from detlib.modeling.roi_extractor import ROI_EXTRACTOR_REGISTRY, build_roi_extractor
 from detlib.modeling.roi_heads import (
     ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,
@@ -54,15 +58,21 @@ from detlib.modeling.roi_heads import (
     build_mask_head,
     build_roi_heads,
 )
+from detlib.modeling.self_supervised import MEMORY_REGISTRY
 
 __all__ = [
     "ANCHOR_GENERATOR_REGISTRY",
     "BACKBONE_REGISTRY",
     "FCOS",
     "FPN",
+    "HEAD_REGISTRY",
+    "LOSS_REGISTRY",
+    "MEMORY_REGISTRY",
     "META_ARCH_REGISTRY",
+    "NECK_REGISTRY",
     "PROPOSAL_GENERATOR_REGISTRY",
     "ROI_BOX_HEAD_REGISTRY",
+    "ROI_EXTRACTOR_REGISTRY",
     "ROI_HEADS_REGISTRY",
     "ROI_KEYPOINT_HEAD_REGISTRY",
     "ROI_MASK_HEAD_REGISTRY",
@@ -90,10 +100,13 @@ __all__ = [
     "build_backbone",
     "build_box_head",
     "build_keypoint_head",
+    "build_loss",
     "build_mask_head",
     "build_model",
+    "build_neck",
     "build_proposal_generator",
     "build_resnet_backbone",
+    "build_roi_extractor",
     "build_roi_heads",
     "build_rpn_head",
     "build_sem_seg_head",

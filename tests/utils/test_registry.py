@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from detlib.utils.errors import DetlibError, UnknownNameError
+from detlib.utils.errors import DetlibError, DuplicateNameError, UnknownNameError
 from detlib.utils.registry import Registry, _convert_target_to_string, locate
 
 
@@ -53,3 +53,28 @@ def test_locate_says_what_it_cannot_find():
 
 def test_target_string_is_the_shortest_path():
     assert _convert_target_to_string(json.JSONDecoder) == "json.JSONDecoder"  # It is defined in json.decoder.
+
+
+def test_object_can_have_a_name_of_its_own():
+    registry = Registry("LOSS")
+
+    @registry.register("mine")
+    def my_loss(): ...
+
+    registry.register(my_loss, name="again")
+    assert registry.get("mine") is registry.get("again") is my_loss
+    assert "my_loss" not in registry
+
+
+def test_name_that_is_taken_is_an_error_that_names_both_objects():
+    registry, _ = make_registry()
+
+    class RetinaNet:
+        pass
+
+    with pytest.raises(DuplicateNameError) as caught:
+        registry.register(RetinaNet)
+    message = str(caught.value)
+    assert "META_ARCH has 'RetinaNet' already" in message
+    assert "make_registry.<locals>.RetinaNet" in message and "both_objects.<locals>.RetinaNet" in message
+    assert isinstance(caught.value, AssertionError)  # What projects may catch.
