@@ -142,6 +142,11 @@ class DefaultTrainer(TrainerBase):
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1  # A checkpoint holds the iteration that was finished.
+        elif not self.cfg.MODEL.WEIGHTS and any(not p.requires_grad for p in self.model.parameters()):
+            logger.warning(
+                "Some layers are frozen, but MODEL.WEIGHTS is empty: they stay random. To train all layers from "
+                "scratch, set MODEL.BACKBONE.FREEZE_AT=0."
+            )
 
     def train(self) -> Mapping[str, Any] | None:
         """Trains to ``SOLVER.MAX_ITER``.

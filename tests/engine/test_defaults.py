@@ -83,6 +83,15 @@ def test_resume_without_a_checkpoint_starts_at_the_beginning(cfg):
     assert trainer.start_iter == 0
 
 
+def test_frozen_layers_without_weights_are_warned_of(cfg, log):
+    trainer = ToyTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    assert "frozen" not in log.text
+    trainer.model.weight.requires_grad = False
+    trainer.resume_or_load(resume=False)
+    assert "they stay random" in log.text and "MODEL.BACKBONE.FREEZE_AT=0" in log.text
+
+
 def test_checkpoint_in_the_layout_of_older_versions_resumes(cfg):
     trainer = ToyTrainer(cfg)
     optimizer = trainer.optimizer.state_dict()
