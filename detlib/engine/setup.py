@@ -56,6 +56,13 @@ Examples:
       python {prog} --config-file config.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
 """
 
+# What the metadata of datasets calls classes -> the attribute of models that names the option for their number.
+_KINDS_OF_CLASSES = {
+    "thing_classes": "num_classes_key",
+    "classes": "num_classes_key",
+    "stuff_classes": "num_stuff_classes_key",
+}
+
 
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     """The options of training programs.
@@ -160,14 +167,15 @@ def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwar
 def check_num_classes(cfg: CfgNode) -> None:
     """Compares the number of classes of the model with that of each training dataset.
 
-    The class of the model names its options: ``num_classes_key`` for things, ``num_stuff_classes_key`` for the classes
-    of pixels. Models without, and datasets without ``thing_classes`` or ``stuff_classes``, are passed over.
+    The class of the model names its options: ``num_classes_key`` for things or for classes of whole images,
+    ``num_stuff_classes_key`` for the classes of pixels. Models without, and datasets whose metadata has none of
+    ``thing_classes``, ``classes`` and ``stuff_classes``, are passed over.
 
     Raises:
         ConfigError: they differ.
     """
     meta_arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    for attribute, kind in (("num_classes_key", "thing_classes"), ("num_stuff_classes_key", "stuff_classes")):
+    for kind, attribute in _KINDS_OF_CLASSES.items():
         key = getattr(meta_arch, attribute, None)
         if key is not None:
             _check_num_classes(cfg, key, kind)
@@ -214,7 +222,7 @@ def _classes_of_dataset(name: str, kind: str) -> list[str] | None:
     if name not in DatasetCatalog.list():  # A project may feed its own loader.
         return None
     metadata = MetadataCatalog.get(name)
-    if metadata.get("thing_classes") is None and metadata.get("stuff_classes") is None:
+    if all(metadata.get(key) is None for key in _KINDS_OF_CLASSES):
         DatasetCatalog.get(name)  # Datasets in COCO's format learn their classes from the file.
     return metadata.get(kind)
 

@@ -1,5 +1,6 @@
-"""From the images of a batch to the tensor that a backbone takes."""
+"""From the samples of a batch to the tensors that a model takes."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,14 @@ from torch import Tensor, nn
 from detlib.structures import ImageList
 from detlib.utils.errors import DatasetError
 
-__all__ = ["ImagePreprocessor", "PreprocessesImages", "instances_of", "output_size_of", "sem_seg_of"]
+__all__ = [
+    "ImagePreprocessor",
+    "PreprocessesImages",
+    "class_labels_of",
+    "instances_of",
+    "output_size_of",
+    "sem_seg_of",
+]
 
 
 class ImagePreprocessor(nn.Module):
@@ -136,6 +144,58 @@ def _check_labels(sample: dict[str, Any], num_classes: int | None, ignore_value:
             f"from 0, and {ignore_value} is ignored. Set MODEL.SEM_SEG_HEAD.NUM_CLASSES to {max(found) + 1} or more if "
             f"they are classes, or MODEL.SEM_SEG_HEAD.IGNORE_VALUE to the label of pixels that do not count."
         )
+
+
+def class_labels_of(batched_inputs: list[dict[str, Any]], num_classes: int, device: torch.device) -> Tensor:
+    """What the images of a training batch show, on ``device``.
+
+    Returns:
+        (N,) int64 classes, of samples with a ``label``; or (N, num_classes) floats: 1 for each class of the list
+        ``labels`` and 0 for others, or the vectors ``score``.
+
+    Raises:
+        DatasetError: a sample has none of them, or others than the first one has; or a label of an unknown class.
+    """
+    key = next((key for key in ("score", "labels", "label") if key in batched_inputs[0]), "label")
+    for sample in batched_inputs:
+        if key not in sample:
+            raise DatasetError(
+                f"training needs 'label', 'labels' or 'score', the same of all images of a batch, but {_name(sample)} "
+                f"has only {', '.join(sorted(sample))}. Train on a dataset of classification (DATASETS.TRAIN), or call "
+                f"model.eval() to predict."
+            )
+    if key == "score":
+        labels = torch.stack([_class_scores(sample, num_classes) for sample in batched_inputs])
+    elif key == "labels":
+        labels = torch.zeros(len(batched_inputs), num_classes)
+        for row, sample in zip(labels, batched_inputs):
+            row[[_class_index(label, sample, num_classes) for label in sample["labels"]]] = 1
+    else:
+        labels = torch.tensor([_class_index(sample["label"], sample, num_classes) for sample in batched_inputs])
+    return labels.to(device, non_blocking=True)
+
+
+def _class_index(label: Any, sample: dict[str, Any], num_classes: int) -> int:
+    try:
+        index = operator.index(label)
+    except TypeError:
+        raise DatasetError(f"the label of {_name(sample)} is {label!r}; it must be a whole number") from None
+    if not 0 <= index < num_classes:
+        raise DatasetError(
+            f"the label of {_name(sample)} is {index}, but there are {num_classes} classes, numbered from 0. Set "
+            f"MODEL.CLASSIFIER.NUM_CLASSES to {index + 1} or more if it is a class."
+        )
+    return index
+
+
+def _class_scores(sample: dict[str, Any], num_classes: int) -> Tensor:
+    scores = torch.as_tensor(sample["score"], dtype=torch.float32)
+    if scores.shape != (num_classes,):
+        raise DatasetError(
+            f"the score of {_name(sample)} has the shape {tuple(scores.shape)}; ({num_classes},) is expected, a number "
+            f"for each of MODEL.CLASSIFIER.NUM_CLASSES"
+        )
+    return scores
 
 
 def output_size_of(sample: dict[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:

@@ -8,8 +8,8 @@ __all__ = ["REPRESENTATION"]
 
 CLASSIFIER = {
     "NUM_CLASSES": 1000,
-    # By its name in HEAD_REGISTRY; LOSS by its name in LOSS_REGISTRY.
-    "HEAD": Part(NAME="LinearClsHead", LOSS=Part(NAME="CrossEntropyLoss")),
+    # By its name in HEAD_REGISTRY. It takes a LOSS, {NAME: X, ...}, of LOSS_REGISTRY; each head has one by default.
+    "HEAD": Part(NAME="LinearClsHead"),
     # Mixtures of the images of a batch, such as [{NAME: Mixup, ALPHA: 0.2}, {NAME: CutMix, ALPHA: 1.0}], one of which
     # is drawn for each batch; with which probabilities (empty: equal ones).
     "BATCH_AUGMENTS": [],
