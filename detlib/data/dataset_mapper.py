@@ -10,6 +10,7 @@ import torch
 from detlib.config import CfgNode, configurable
 from detlib.data import detection_utils as utils
 from detlib.data import transforms as T
+from detlib.data.input_augmentations import cuts_objects
 from detlib.data.label_maps import semantic_labels_of
 from detlib.structures import BoxMode
 from detlib.utils.errors import ConfigError, DatasetError
@@ -72,10 +73,8 @@ class DatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        crops = is_train and cfg.INPUT.CROP.ENABLED
-        jitters = is_train and cfg.INPUT.LARGE_SCALE_JITTER.ENABLED
         augmentations = utils.build_augmentation(cfg, is_train)
-        if crops:
+        if is_train and cfg.INPUT.CROP.ENABLED:
             augmentations.insert(0, utils.build_crop(cfg))
         arguments = {
             "is_train": is_train,
@@ -84,7 +83,7 @@ class DatasetMapper:
             "use_instance_mask": cfg.MODEL.MASK_ON,
             "instance_mask_format": cfg.INPUT.MASK_FORMAT,
             "use_keypoint": cfg.MODEL.KEYPOINT_ON,
-            "recompute_boxes": (crops or jitters) and cfg.MODEL.MASK_ON,
+            "recompute_boxes": is_train and cfg.MODEL.MASK_ON and cuts_objects(cfg),
             "use_rotated_boxes": utils.uses_rotated_boxes(cfg),
         }
         if cfg.MODEL.KEYPOINT_ON:
@@ -101,10 +100,11 @@ class DatasetMapper:
             dataset_dict: of the form that DatasetCatalog gives; it is not changed.
 
         Returns:
-            Its other keys, and "image" (C, H, W) uint8; "instances", "sem_seg" and "proposals" where there are any.
+            Its other keys, such as the "label" of an image, and "image" (C, H, W) uint8; "instances", "sem_seg" and
+            "proposals" where there are any.
         """
         dataset_dict = copy.copy(dataset_dict)  # Values are replaced below, never changed.
-        image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
+        image = utils.image_of(dataset_dict, self.image_format)
         utils.check_image_size(dataset_dict, image)
 
         boxes_xyxy = _boxes_xyxy(dataset_dict) if self.is_train else None
@@ -161,7 +161,7 @@ def _read_sem_seg(dataset_dict: dict[str, Any], image: np.ndarray) -> np.ndarray
     labels = semantic_labels_of(dataset_dict)
     if labels is not None and labels.shape != image.shape[:2]:
         raise DatasetError(
-            f"the label map of {dataset_dict['file_name']}, "
+            f"the label map of {dataset_dict.get('file_name', 'an image')}, "
             f"{dataset_dict.get('sem_seg_file_name') or dataset_dict['pan_seg_file_name']}, is {labels.shape[0]} x "
             f"{labels.shape[1]} (height x width), but the image {image.shape[0]} x {image.shape[1]}; resize the map "
             "(nearest neighbour), or correct the pair of files"

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from detlib.config import CfgNode
 from detlib.data import transforms as T
 from detlib.data.catalog import MetadataCatalog
 from detlib.data.image_reading import (
@@ -14,8 +13,10 @@ from detlib.data.image_reading import (
     check_image_size,
     convert_image_to_rgb,
     convert_PIL_to_numpy,
+    image_of,
     read_image,
 )
+from detlib.data.input_augmentations import build_augmentation, build_crop
 from detlib.data.rotated_annotations import (
     annotations_to_instances_rotated,
     filter_invisible_rotated,
@@ -49,6 +50,7 @@ __all__ = [
     "filter_empty_instances",
     "filter_invisible_rotated",
     "get_fed_loss_cls_weights",
+    "image_of",
     "read_image",
     "transform_instance_annotations",
     "transform_instance_annotations_rotated",
@@ -156,7 +158,9 @@ def _transform_segmentation(
     if isinstance(segmentation, list):
         polygons = [np.array(polygon, dtype=float).reshape(-1, 2) for polygon in segmentation]
         return [polygon.reshape(-1) for polygon in transforms.apply_polygons(polygons)]
-    mask = transforms.apply_segmentation(_to_bitmap(segmentation, image_size))
+    bitmap = (_to_bitmap(segmentation, image_size) != 0).astype(np.uint8)
+    # A transform that pads fills in the label of pixels that do not count, 255, which is no part of an object.
+    mask = (transforms.apply_segmentation(bitmap) == 1).astype(np.uint8)
     if mask.shape[:2] != tuple(image_size):
         raise DatasetError(
             f"a mask is {mask.shape[:2]} after the transform, but the image is {tuple(image_size)} (height, width): "
@@ -348,35 +352,4 @@ def get_fed_loss_cls_weights(dataset_names: str | Sequence[str], freq_weight_pow
     return torch.tensor(images_of_class, dtype=torch.float32) ** freq_weight_power
 
 
-def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Build what ``INPUT`` asks for: resizing (or large scale jitter) and, in training, flipping."""
-    if not is_train:
-        return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
-    flip = cfg.INPUT.RANDOM_FLIP
-    if flip not in ("horizontal", "vertical", "none"):
-        raise ConfigError(f"INPUT.RANDOM_FLIP must be 'horizontal', 'vertical' or 'none', got {flip!r}")
-    jitter = cfg.INPUT.LARGE_SCALE_JITTER
-    if jitter.ENABLED:
-        resize = [
-            T.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, *jitter.SIZE),
-            T.FixedSizeCrop(tuple(jitter.SIZE), pad=jitter.PAD, seg_pad_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE),
-        ]
-    else:
-        lengths, sampling = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
-        resize = [T.ResizeShortestEdge(lengths, cfg.INPUT.MAX_SIZE_TRAIN, sampling)]
-    if flip == "none":
-        return resize
-    return [*resize, T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
-
-
 build_transform_gen = build_augmentation
-
-
-def build_crop(cfg: CfgNode) -> T.Augmentation:
-    """Build what ``INPUT.CROP`` asks for, whether it is enabled or not."""
-    crop = cfg.INPUT.CROP
-    if crop.SINGLE_CATEGORY_MAX_AREA >= 1:
-        return T.RandomCrop(crop.TYPE, crop.SIZE)
-    return T.RandomCrop_CategoryAreaConstraint(
-        crop.TYPE, crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-    )

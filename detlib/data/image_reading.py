@@ -15,6 +15,7 @@ __all__ = [
     "check_image_size",
     "convert_PIL_to_numpy",
     "convert_image_to_rgb",
+    "image_of",
     "read_image",
 ]
 
@@ -67,6 +68,30 @@ def read_image(file_name: str | os.PathLike[str], format: str | None = None) -> 
         ) from error
 
 
+def image_of(dataset_dict: dict[str, Any], format: str | None = None) -> np.ndarray:
+    """Return the image of a sample: what it holds as "image", uint8 RGB (H, W, 3) or gray (H, W), or else its file.
+
+    Args:
+        format: see :func:`read_image`.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DatasetError: the file is damaged, or the sample has neither.
+    """
+    if "image" not in dataset_dict:
+        if "file_name" not in dataset_dict:
+            raise DatasetError(f"a sample needs a 'file_name' or an 'image', it has {', '.join(dataset_dict)}")
+        return read_image(dataset_dict["file_name"], format)
+    image = dataset_dict["image"]
+    is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8
+    if not is_array or (image.ndim != 2 and image.shape[2:] != (3,)):
+        got = f"{image.dtype} of the shape {tuple(image.shape)}" if hasattr(image, "shape") else type(image).__name__
+        raise DatasetError(
+            f"the 'image' of a sample must be a numpy array of uint8, (H, W, 3) in RGB or (H, W), it is {got}"
+        )
+    return convert_PIL_to_numpy(Image.fromarray(image), format)
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
@@ -114,8 +139,9 @@ def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
     expected = (dataset_dict.get("height", height), dataset_dict.get("width", width))
     if expected != (height, width):
         turned = " It looks turned by 90 degrees: were EXIF orientations ignored when it was annotated?"
+        name = dataset_dict.get("file_name", dataset_dict.get("image_id", ""))
         raise SizeMismatchError(
-            f"image {dataset_dict.get('file_name', '')} is {height} x {width} (height x width), but its dataset says "
+            f"image {name} is {height} x {width} (height x width), but its dataset says "
             f"{expected[0]} x {expected[1]}; correct the sizes, or the file, so that annotations fit."
             + (turned if expected == (width, height) else "")
         )

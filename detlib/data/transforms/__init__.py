@@ -26,23 +26,32 @@ from detlib.data.transforms.augmentation import (
     apply_transform_gens,
 )
 from detlib.data.transforms.augmentation_impl import (
+    CenterCrop,
+    ColorJitter,
     FixedSizeCrop,
+    GaussianBlur,
     MinIoURandomCrop,
     RandomApply,
     RandomBrightness,
     RandomContrast,
     RandomCrop,
     RandomCrop_CategoryAreaConstraint,
+    RandomErasing,
     RandomExtent,
     RandomFlip,
+    RandomGrayscale,
     RandomLighting,
+    RandomPaddedCrop,
     RandomResize,
+    RandomResizedCrop,
     RandomRotation,
     RandomSaturation,
     Resize,
     ResizeScale,
     ResizeShortestEdge,
+    Solarize,
 )
+from detlib.data.transforms.build import AUGMENTATION_REGISTRY, build_augmentations
 from detlib.data.transforms.transform import (
     ColorTransform,
     ExtentTransform,
@@ -52,14 +61,18 @@ from detlib.data.transforms.transform import (
 )
 
 __all__ = [
+    "AUGMENTATION_REGISTRY",
     "AugInput",
     "Augmentation",
     "AugmentationList",
     "BlendTransform",
+    "CenterCrop",
+    "ColorJitter",
     "ColorTransform",
     "CropTransform",
     "ExtentTransform",
     "FixedSizeCrop",
+    "GaussianBlur",
     "GridSampleTransform",
     "HFlipTransform",
     "MinIoURandomCrop",
@@ -71,10 +84,14 @@ __all__ = [
     "RandomContrast",
     "RandomCrop",
     "RandomCrop_CategoryAreaConstraint",
+    "RandomErasing",
     "RandomExtent",
     "RandomFlip",
+    "RandomGrayscale",
     "RandomLighting",
+    "RandomPaddedCrop",
     "RandomResize",
+    "RandomResizedCrop",
     "RandomRotation",
     "RandomSaturation",
     "Resize",
@@ -83,6 +100,7 @@ __all__ = [
     "ResizeTransform",
     "RotationTransform",
     "ScaleTransform",
+    "Solarize",
     "StandardAugInput",
     "Transform",
     "TransformGen",
@@ -90,4 +108,10 @@ __all__ = [
     "VFlipTransform",
     "apply_augmentations",
     "apply_transform_gens",
+    "build_augmentations",
 ]
+
+_BASES = (Augmentation, Transform)  # Of which one cannot make any.
+for _public in map(globals().get, dict.fromkeys(__all__)):
+    if isinstance(_public, type) and issubclass(_public, _BASES) and _public not in _BASES:
+        AUGMENTATION_REGISTRY.register(_public)

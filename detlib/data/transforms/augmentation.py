@@ -120,6 +120,14 @@ def as_augmentation(augmentation: Augmentation | Transform) -> Augmentation:
     raise TypeError(f"expected an Augmentation or a Transform, got {augmentation!r}")
 
 
+def as_size(size: int | Sequence[int], owner: str) -> tuple[int, int]:
+    """Return (height, width) of a size that may be one number for both."""
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"{owner}: a size is one number of pixels or (height, width), got {size!r}")
+    return sides
+
+
 class AugmentationList(Augmentation):
     """Augmentations applied one after the other; each sees what the former made."""
 

@@ -1,19 +1,23 @@
-"""Random crops."""
+"""Crops, random but for that of the middle."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from fvcore.transforms.transform import CropTransform, NoOpTransform, PadTransform, Transform, TransformList
+from PIL import Image
 
-from detlib.data.transforms.augmentation import Augmentation
-from detlib.data.transforms.transform import LabelPreservingExtentTransform
+from detlib.data.transforms.augmentation import Augmentation, as_size
+from detlib.data.transforms.transform import LabelPreservingExtentTransform, ResizeTransform
 
 __all__ = [
+    "CenterCrop",
     "FixedSizeCrop",
     "MinIoURandomCrop",
     "RandomCrop",
     "RandomCrop_CategoryAreaConstraint",
     "RandomExtent",
+    "RandomPaddedCrop",
+    "RandomResizedCrop",
 ]
 
 _CROP_TYPES = ("relative_range", "relative", "absolute", "absolute_range")
@@ -138,6 +142,101 @@ class FixedSizeCrop(Augmentation):
         return TransformList([crop, pad])
 
 
+class RandomResizedCrop(Augmentation):
+    """Cut out a window of random area and aspect ratio, and resize it (Inception, arXiv:1409.4842, sec. 6).
+
+    Where no window fits, as the image is too long, it is the largest one in the middle that has an allowed ratio.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        interp: int = Image.BILINEAR,
+    ) -> None:
+        """
+        Args:
+            size: (height, width) of the result, or one number for both.
+            scale: (min, max) area of the window relative to the image.
+            ratio: (min, max) of its width over its height, uniform in the logarithm, so that tall is as likely as wide.
+            interp: a PIL resampling method.
+        """
+        super().__init__()
+        self.size = as_size(size, "RandomResizedCrop")
+        check_range("RandomResizedCrop", "scale", scale)
+        check_range("RandomResizedCrop", "ratio", ratio)
+        self.scale, self.ratio, self.interp = tuple(scale), tuple(ratio), interp
+
+    def get_transform(self, image: np.ndarray) -> TransformList:
+        height, width = image.shape[:2]
+        window = draw_window(height, width, self.scale, self.ratio) or self._middle(height, width)
+        crop = CropTransform(*window, width, height)
+        return TransformList([crop, ResizeTransform(crop.h, crop.w, *self.size, self.interp)])
+
+    def _middle(self, height: int, width: int) -> tuple[int, int, int, int]:
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        crop_width, crop_height = min(width, round(height * ratio)), min(height, round(width / ratio))
+        return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
+
+
+class CenterCrop(Augmentation):
+    """Crop to a fixed size in the middle; pad smaller images on both sides."""
+
+    def __init__(self, size: int | Sequence[int], pad_value: float = 0.0, seg_pad_value: int = 255) -> None:
+        """
+        Args:
+            size: (height, width), or one number for both.
+            pad_value: for the image.
+            seg_pad_value: for semantic labels.
+        """
+        super().__init__()
+        self.size = as_size(size, "CenterCrop")
+        self.pad_value, self.seg_pad_value = pad_value, seg_pad_value
+
+    def get_transform(self, image: np.ndarray) -> TransformList:
+        height, width = image.shape[:2]
+        missing = [max(wanted - side, 0) for wanted, side in zip(self.size, (height, width), strict=True)]
+        top, left = (pixels // 2 for pixels in missing)
+        bottom, right = missing[0] - top, missing[1] - left
+        pad = PadTransform(left, top, right, bottom, width, height, self.pad_value, self.seg_pad_value)
+        height, width = height + missing[0], width + missing[1]
+        # Half pixels are rounded to even, as torchvision does, whose published weights were evaluated so.
+        y0, x0 = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
+        crop = CropTransform(x0, y0, self.size[1], self.size[0], width, height)
+        return TransformList([pad, crop] if any(missing) else [crop])
+
+
+class RandomPaddedCrop(Augmentation):
+    """Pad all sides, then crop to a fixed size at a random place, as for CIFAR (arXiv:1512.03385, sec. 4.2)."""
+
+    def __init__(
+        self, size: int | Sequence[int], padding: int, pad_value: float = 0.0, seg_pad_value: int = 255
+    ) -> None:
+        """
+        Args:
+            size: (height, width), or one number for both.
+            padding: pixels on each side.
+            pad_value: for the image.
+            seg_pad_value: for semantic labels.
+        """
+        super().__init__()
+        self.size = as_size(size, "RandomPaddedCrop")
+        self.padding, self.pad_value, self.seg_pad_value = padding, pad_value, seg_pad_value
+
+    def get_transform(self, image: np.ndarray) -> TransformList:
+        height, width = image.shape[:2]
+        pad = PadTransform(*(self.padding,) * 4, width, height, self.pad_value, self.seg_pad_value)
+        height, width = height + 2 * self.padding, width + 2 * self.padding
+        if height < self.size[0] or width < self.size[1]:
+            raise ValueError(
+                f"RandomPaddedCrop: an image is {height} x {width} (height x width) after padding, too small for the "
+                f"size {self.size}; resize first, e.g. with ResizeShortestEdge"
+            )
+        y0, x0 = np.random.randint(height - self.size[0] + 1), np.random.randint(width - self.size[1] + 1)
+        return TransformList([pad, CropTransform(x0, y0, self.size[1], self.size[0], width, height)])
+
+
 class RandomExtent(Augmentation):
     """Zoom and shift: cut a random rectangle, which may reach beyond the image, without resizing it."""
 
@@ -220,3 +319,23 @@ def _keeps_objects(windows: np.ndarray, boxes: np.ndarray, min_iou: float) -> np
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     inside = (centers > windows[:, None, :2]) & (centers < windows[:, None, 2:])  # (T, N, 2)
     return (iou.min(axis=1) >= min_iou) & inside.all(axis=2).any(axis=1)
+
+
+def check_range(owner: str, argument: str, values: Sequence[float]) -> None:
+    if len(values) != 2 or not 0 < values[0] <= values[1]:
+        raise ValueError(f"{owner}: {argument} must be (min, max) with 0 < min <= max, got {values!r}")
+
+
+def draw_window(
+    height: int, width: int, scale: Sequence[float], ratio: Sequence[float], num_tries: int = 10
+) -> tuple[int, int, int, int] | None:
+    """Draw a window x0, y0, width, height inside of an image, see RandomResizedCrop; None if none of the tries fits."""
+    areas = height * width * np.random.uniform(*scale, num_tries)
+    ratios = np.exp(np.random.uniform(*np.log(ratio), num_tries))
+    sides = np.rint(np.sqrt((areas * ratios, areas / ratios))).astype(int)  # (2, tries): width, height
+    fits = ((sides > 0) & (sides <= [[width], [height]])).all(axis=0)
+    if not fits.any():
+        return None
+    window_width, window_height = sides[:, fits.argmax()].tolist()
+    x0, y0 = np.random.randint(width - window_width + 1), np.random.randint(height - window_height + 1)
+    return x0, y0, window_width, window_height

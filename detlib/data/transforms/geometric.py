@@ -8,7 +8,7 @@ import numpy as np
 from fvcore.transforms.transform import HFlipTransform, NoOpTransform, Transform, VFlipTransform
 from PIL import Image
 
-from detlib.data.transforms.augmentation import Augmentation, as_augmentation
+from detlib.data.transforms.augmentation import Augmentation, as_augmentation, as_size
 from detlib.data.transforms.transform import ResizeTransform, RotationTransform
 
 __all__ = [
@@ -77,8 +77,7 @@ class Resize(Augmentation):
             interp: a PIL resampling method.
         """
         super().__init__()
-        self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
-        self.interp = interp
+        self.shape, self.interp = as_size(shape, "Resize"), interp
 
     def get_transform(self, image: np.ndarray) -> Transform:
         return ResizeTransform(*image.shape[:2], *self.shape, self.interp)

@@ -26,7 +26,7 @@ _TORCH_MODES = {
 }
 
 
-def _through_pil(image: np.ndarray, op: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+def through_pil(image: np.ndarray, op: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     """Apply a PIL operation to an array (H, W) or (H, W, C) of any number of channels, uint8 or floating point.
 
     Pillow has no mode for most channel counts and dtypes, and takes four channels for transparency, by which it
@@ -65,7 +65,7 @@ class ResizeTransform(Transform):
             )
         interp = self.interp if interp is None else interp
         if img.dtype == np.uint8:
-            return _through_pil(img, lambda plane: plane.resize((self.new_w, self.new_h), interp))
+            return through_pil(img, lambda plane: plane.resize((self.new_w, self.new_h), interp))
         return self._nearest(img) if interp == Image.Resampling.NEAREST else self._interpolate(img, interp)
 
     def _nearest(self, img: np.ndarray) -> np.ndarray:
@@ -200,7 +200,7 @@ class ExtentTransform(Transform):
                 fillcolor=self.fill if plane.mode != "RGB" else (self.fill,) * 3,
             )
 
-        return _through_pil(img, extract)
+        return through_pil(img, extract)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         height, width = self.output_size
