@@ -2,6 +2,7 @@
 
 from detlib.evaluation.build import build_evaluator
 from detlib.evaluation.cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+from detlib.evaluation.classification_evaluation import ClassificationEvaluator, MultiLabelEvaluator
 from detlib.evaluation.coco_evaluation import COCOEvaluator
 from detlib.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators, inference_context, inference_on_dataset
 from detlib.evaluation.lvis_evaluation import LVISEvaluator
@@ -16,9 +17,11 @@ __all__ = [
     "COCOPanopticEvaluator",
     "CityscapesInstanceEvaluator",
     "CityscapesSemSegEvaluator",
+    "ClassificationEvaluator",
     "DatasetEvaluator",
     "DatasetEvaluators",
     "LVISEvaluator",
+    "MultiLabelEvaluator",
     "PascalVOCDetectionEvaluator",
     "RotatedCOCOEvaluator",
     "SemSegEvaluator",

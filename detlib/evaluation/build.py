@@ -6,6 +6,7 @@ from detlib.config import CfgNode
 from detlib.data import DatasetCatalog, MetadataCatalog
 from detlib.data.rotated_annotations import uses_rotated_boxes
 from detlib.evaluation.cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+from detlib.evaluation.classification_evaluation import ClassificationEvaluator, MultiLabelEvaluator
 from detlib.evaluation.coco_evaluation import COCOEvaluator
 from detlib.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators
 from detlib.evaluation.lvis_evaluation import LVISEvaluator
@@ -77,7 +78,9 @@ EVALUATORS: dict[str, Callable[[CfgNode, str, str | None], list[DatasetEvaluator
     "cityscapes_sem_seg": lambda cfg, name, folder: [CityscapesSemSegEvaluator(name)],
     "coco": _coco,
     "coco_panoptic_seg": _panoptic,
+    "image_classification": lambda cfg, name, folder: [ClassificationEvaluator(name, output_dir=folder)],
     "lvis": lambda cfg, name, folder: [LVISEvaluator(name, output_dir=folder)],
+    "multi_label_classification": lambda cfg, name, folder: [MultiLabelEvaluator(name, output_dir=folder)],
     "pascal_voc": lambda cfg, name, folder: [PascalVOCDetectionEvaluator(name)],
     "rotated_coco": _rotated_coco,
     "sem_seg": _sem_seg,

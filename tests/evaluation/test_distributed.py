@@ -13,9 +13,11 @@ from detlib.data import DatasetCatalog, MetadataCatalog
 from detlib.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
+    ClassificationEvaluator,
     COCOEvaluator,
     COCOPanopticEvaluator,
     LVISEvaluator,
+    MultiLabelEvaluator,
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
     inference_on_dataset,
@@ -33,6 +35,8 @@ EVALUATORS = (
     SemSegEvaluator,
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
+    ClassificationEvaluator,
+    MultiLabelEvaluator,
 )
 NAMES = ["road", "car"]
 
@@ -73,7 +77,16 @@ def write_dataset(folder):
 
 
 def register(folder):
-    samples = [{"file_name": file_name(i), "sem_seg_file_name": f"{folder}/labels_{i}.png"} for i in IMAGES]
+    samples = [
+        {
+            "image_id": i,
+            "file_name": file_name(i),
+            "sem_seg_file_name": f"{folder}/labels_{i}.png",
+            "label": 1,
+            "labels": [1],
+        }
+        for i in IMAGES
+    ]
     name = f"everything_{folder}"
     DatasetCatalog.register(name, lambda: samples)
     MetadataCatalog.get(name).set(
@@ -84,6 +97,7 @@ def register(folder):
         dirname=str(folder),
         split="val",
         year=2012,
+        classes=NAMES,
         thing_classes=NAMES,
         stuff_classes=NAMES,
     )
@@ -113,6 +127,7 @@ def predict(image_id):
             proposal_boxes=Boxes(torch.tensor([[0.0, 0.0, width, SIZE]])[:num]),
             objectness_logits=torch.zeros(num),
         ),
+        "pred_score": torch.tensor([1 - 2 * width / SIZE, 2 * width / SIZE]),
         "sem_seg": torch.stack([~mask, mask]).float(),
         "panoptic_seg": (mask * 2 + ~mask * 1, [{"id": i, "category_id": i} for i in (1, 2)]),
     }
@@ -167,4 +182,5 @@ def test_results_are_those_of_two_cars_of_three(results):
     assert single["SemSegEvaluator"]["sem_seg"]["ACC-car"] == pytest.approx(100 * (20 + 13) / 60)
     assert single["CityscapesSemSegEvaluator"]["sem_seg"]["IoU-car"] == pytest.approx(100 * (20 + 13) / 60)
     assert single["CityscapesInstanceEvaluator"]["segm"]["AP50"] == pytest.approx(200 / 3)
+    assert single["ClassificationEvaluator"]["classification"]["top1"] == pytest.approx(200 / 3)
     assert single["LVISEvaluator"]["bbox"]["AP50"] == single["COCOEvaluator"]["bbox"]["AP50"]
