@@ -1,4 +1,4 @@
-"""Losses as pure functions of tensors.
+"""Losses as pure functions of tensors; :mod:`detlib.modeling.loss` has them as modules with weights.
 
 Focal and smooth L1 loss are fvcore's. The IoU losses are here because those of fvcore and torchvision pick the
 overlapping pairs by a boolean mask, for which a GPU has to wait, and give NaN for boxes without height.
@@ -11,7 +11,37 @@ from torch import Tensor
 
 from detlib.layers._fvcore import sigmoid_focal_loss, smooth_l1_loss
 
-__all__ = ["ciou_loss", "diou_loss", "giou_loss", "sigmoid_focal_loss", "smooth_l1_loss"]
+__all__ = [
+    "ciou_loss",
+    "dice_loss",
+    "diou_loss",
+    "giou_loss",
+    "iou_loss",
+    "reduce_loss",
+    "sigmoid_focal_loss",
+    "smooth_l1_loss",
+    "upcast",
+]
+
+
+def iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", mode: str = "log", eps: float = 1e-6) -> Tensor:
+    """Loss of the plain IoU, which has no gradient for boxes that do not overlap.
+
+    Args:
+        boxes1: (N, 4), XYXY.
+        boxes2: (N, 4), XYXY; box i is compared with box i of ``boxes1``.
+        reduction: "none", "mean" (0 for no boxes) or "sum".
+        mode: "log", -ln(IoU) of UnitBox (https://arxiv.org/abs/1608.01471); "linear", 1 - IoU; "square", 1 - IoU^2.
+        eps: least IoU in the logarithm.
+    """
+    iou, _ = _iou_and_union(upcast(boxes1), upcast(boxes2), eps=1e-7)
+    if mode == "log":
+        return reduce_loss(-iou.clamp(min=eps).log(), reduction)
+    if mode == "linear":
+        return reduce_loss(1 - iou, reduction)
+    if mode == "square":
+        return reduce_loss(1 - iou.square(), reduction)
+    raise ValueError(f"mode is {mode!r}; expected 'log', 'linear' or 'square'")
 
 
 def giou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
@@ -25,11 +55,11 @@ def giou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: floa
         reduction: "none", "mean" (0 for no boxes) or "sum".
         eps: added to the divisors.
     """
-    boxes1, boxes2 = _upcast(boxes1), _upcast(boxes2)
+    boxes1, boxes2 = upcast(boxes1), upcast(boxes2)
     iou, union = _iou_and_union(boxes1, boxes2, eps)
     width, height = _enclosing_size(boxes1, boxes2)
     enclosing = width * height
-    return _reduce(1 - iou + (enclosing - union) / (enclosing + eps), reduction)
+    return reduce_loss(1 - iou + (enclosing - union) / (enclosing + eps), reduction)
 
 
 def diou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
@@ -37,9 +67,9 @@ def diou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: floa
 
     Eq. 7 of https://arxiv.org/abs/1911.08287. Arguments as for :func:`giou_loss`.
     """
-    boxes1, boxes2 = _upcast(boxes1), _upcast(boxes2)
+    boxes1, boxes2 = upcast(boxes1), upcast(boxes2)
     iou, _ = _iou_and_union(boxes1, boxes2, eps)
-    return _reduce(1 - iou + _center_penalty(boxes1, boxes2, eps), reduction)
+    return reduce_loss(1 - iou + _center_penalty(boxes1, boxes2, eps), reduction)
 
 
 def ciou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
@@ -48,17 +78,46 @@ def ciou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: floa
     Eq. 8 to 11 of https://arxiv.org/abs/1911.08287; alpha counts as a constant in the gradient. Arguments as for
     :func:`giou_loss`.
     """
-    boxes1, boxes2 = _upcast(boxes1), _upcast(boxes2)
+    boxes1, boxes2 = upcast(boxes1), upcast(boxes2)
     iou, _ = _iou_and_union(boxes1, boxes2, eps)
     v = (4 / math.pi**2) * (_aspect_angle(boxes2) - _aspect_angle(boxes1)).square()
     with torch.no_grad():
         alpha = v / (1 - iou + v + eps)
-    return _reduce(1 - iou + _center_penalty(boxes1, boxes2, eps) + alpha * v, reduction)
+    return reduce_loss(1 - iou + _center_penalty(boxes1, boxes2, eps) + alpha * v, reduction)
 
 
-def _upcast(boxes: Tensor) -> Tensor:
-    # Areas of large boxes are beyond the range of float16.
-    return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+def dice_loss(logits: Tensor, targets: Tensor, reduction: str = "none", smooth: float = 1.0) -> Tensor:
+    """Dice loss of masks, 1 - (2 |P T| + s) / (|P| + |T| + s) with probabilities P and targets T.
+
+    As in https://arxiv.org/abs/2005.12872 (DETR), appendix A.2; V-Net (https://arxiv.org/abs/1606.04797) squares the
+    terms of the divisor.
+
+    Args:
+        logits: (N, ...), one mask per row.
+        targets: (N, ...), 0 or 1, or soft.
+        reduction: "none", "mean" (0 for no masks) or "sum".
+        smooth: s, which makes the loss of an empty mask 0 if nothing is predicted.
+    """
+    probabilities, targets = upcast(logits).sigmoid().flatten(1), upcast(targets).flatten(1)
+    overlap = (probabilities * targets).sum(dim=1)
+    total = probabilities.sum(dim=1) + targets.sum(dim=1)
+    return reduce_loss(1 - (2 * overlap + smooth) / (total + smooth), reduction)
+
+
+def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
+    """Reduce the elements of a loss: "none", "mean" (0 for no elements) or "sum"."""
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "mean":
+        return loss.mean() if loss.numel() else loss.sum()
+    raise ValueError(f"reduction is {reduction!r}; expected 'none', 'mean' or 'sum'")
+
+
+def upcast(x: Tensor) -> Tensor:
+    """At least float32: areas and sums are soon beyond the range of float16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _iou_and_union(boxes1: Tensor, boxes2: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -92,13 +151,3 @@ def _aspect_angle(boxes: Tensor) -> Tensor:
     """atan(width / height), also for boxes without height."""
     width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(dim=-1)
     return torch.atan2(width, height)
-
-
-def _reduce(loss: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return loss
-    if reduction == "sum":
-        return loss.sum()
-    if reduction == "mean":
-        return loss.mean() if loss.numel() else loss.sum()
-    raise ValueError(f"reduction is {reduction!r}; expected 'none', 'mean' or 'sum'")
