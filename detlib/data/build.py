@@ -18,13 +18,10 @@ from detlib.data.preparation import (
     filter_images_with_only_crowd_annotations,
     load_proposals_into_dataset,
     print_instances_class_histogram,
+    print_label_histogram,
 )
-from detlib.data.samplers import (
-    InferenceSampler,
-    RandomSubsetTrainingSampler,
-    RepeatFactorTrainingSampler,
-    TrainingSampler,
-)
+from detlib.data.sample_classes import is_labelled
+from detlib.data.samplers import InferenceSampler, TrainingSampler, build_sampler
 from detlib.utils import comm
 from detlib.utils.env import seed_all_rng
 from detlib.utils.errors import ConfigError, DatasetError
@@ -54,7 +51,7 @@ def get_detection_dataset_dicts(
 
     Args:
         names: registered in DatasetCatalog.
-        filter_empty: drop images without objects, crowd regions aside.
+        filter_empty: drop images without objects, crowd regions aside. Images that are labelled as a whole stay.
         min_keypoints: drop images with fewer visible keypoints.
         proposal_files: precomputed proposals, a file for each dataset.
         check_consistency: check that the datasets agree on their classes, and annotations fit them.
@@ -85,9 +82,11 @@ def get_detection_dataset_dicts(
 
     samples = list(itertools.chain.from_iterable(datasets))
     if "annotations" not in samples[0]:
+        if check_consistency and is_labelled(samples[0]):
+            _check_classes(samples, names, "classes", print_label_histogram)
         return samples
     if check_consistency:
-        _check_classes(samples, names)
+        _check_classes(samples, names, "thing_classes", print_instances_class_histogram)
     if filter_empty:
         samples = filter_images_with_only_crowd_annotations(samples)
     if min_keypoints > 0:
@@ -97,11 +96,14 @@ def get_detection_dataset_dicts(
     return samples
 
 
-def _check_classes(samples: list[dict[str, Any]], names: list[str]) -> None:
-    check_metadata_consistency("thing_classes", names)
-    classes_of_dataset = [MetadataCatalog.get(name).get("thing_classes") for name in names]
+def _check_classes(
+    samples: list[dict[str, Any]], names: list[str], key: str, print_histogram: Callable[..., None]
+) -> None:
+    """Check that the datasets agree on their class names, a key of metadata, and that samples are of no other class."""
+    check_metadata_consistency(key, names)
+    classes_of_dataset = [MetadataCatalog.get(name).get(key) for name in names]
     if all(classes is not None for classes in classes_of_dataset):
-        print_instances_class_histogram(samples, classes_of_dataset[0])
+        print_histogram(samples, classes_of_dataset[0])
 
 
 def _raise_nothing_left(names: list[str], num_images: int, min_keypoints: int) -> None:
@@ -145,7 +147,7 @@ def build_batch_data_loader(
     Args:
         dataset: indexable, or iterable with sampler None.
         total_batch_size: over all processes; or give the batch size of one by single_gpu_batch_size.
-        aspect_ratio_grouping: whether wide images get batches of their own; samples need "width" and "height".
+        aspect_ratio_grouping: whether wide images get batches of their own.
         num_workers: processes that load, for each process that trains.
         collate_fn: from the list of samples to the batch; the list itself by default.
         drop_last: whether an incomplete last batch is left out.
@@ -204,35 +206,12 @@ def _train_loader_from_config(
         )
     return {
         "dataset": dataset,
-        "sampler": _build_sampler(cfg, dataset) if sampler is None else sampler,
+        "sampler": build_sampler(cfg, dataset) if sampler is None else sampler,
         "mapper": DatasetMapper(cfg, True) if mapper is None else mapper,
         "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
         "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
     }
-
-
-def _build_sampler(cfg: CfgNode, dataset: list[Any] | Dataset) -> Sampler | None:
-    """Build the sampler that ``DATALOADER.SAMPLER_TRAIN`` names."""
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if isinstance(dataset, IterableDataset):
-        return None
-    if name == "TrainingSampler":
-        return TrainingSampler(len(dataset))
-    if name == "RepeatFactorTrainingSampler":
-        return RepeatFactorTrainingSampler(
-            RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-                dataset, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
-            )
-        )
-    if name == "RandomSubsetTrainingSampler":
-        if "RANDOM_SUBSET_RATIO" not in cfg.DATALOADER:
-            raise ConfigError("RandomSubsetTrainingSampler needs a ratio: set cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.1")
-        return RandomSubsetTrainingSampler(len(dataset), cfg.DATALOADER.RANDOM_SUBSET_RATIO)
-    raise ConfigError(
-        f"DATALOADER.SAMPLER_TRAIN is {name!r}; known: TrainingSampler, RepeatFactorTrainingSampler, "
-        "RandomSubsetTrainingSampler. For one of your own call build_detection_train_loader(cfg, sampler=...)"
-    )
 
 
 @configurable(from_config=_train_loader_from_config)

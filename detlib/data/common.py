@@ -73,10 +73,11 @@ class DatasetFromList(Dataset):
 
 
 def _describe(item: Any) -> str:
-    """Say which sample this is: its file, and the datasets whose image folder holds that file."""
+    """Say which sample this is: its file, and the datasets whose image folder holds that file; or else its id."""
     file_name = item.get("file_name") if isinstance(item, dict) else None
     if file_name is None:
-        return "without file_name"
+        has_id = isinstance(item, dict) and "image_id" in item
+        return f"image_id {item['image_id']!r}" if has_id else "without file_name"
     path = os.path.abspath(file_name)
     datasets = [
         name
@@ -210,7 +211,8 @@ class AspectRatioGroupedDataset(IterableDataset):
     def __init__(self, dataset: Any, batch_size: int) -> None:
         """
         Args:
-            dataset: iterable of dicts with "width" and "height".
+            dataset: iterable of dicts with an "image" (C, H, W), or else with "width" and "height"; those that have
+                neither form a group with the images that are not wide.
         """
         self.dataset = dataset
         self.batch_size = batch_size
@@ -218,8 +220,15 @@ class AspectRatioGroupedDataset(IterableDataset):
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         batches: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         for sample in self.dataset:
-            is_wide = sample["width"] > sample["height"]
+            is_wide = _is_wide(sample)
             batches[is_wide].append(sample)
             if len(batches[is_wide]) == self.batch_size:
                 batch, batches[is_wide] = batches[is_wide], []
                 yield batch
+
+
+def _is_wide(sample: dict[str, Any]) -> bool:
+    if "image" in sample:  # What is padded: after a crop, not of the proportions of the file.
+        height, width = sample["image"].shape[-2:]
+        return width > height
+    return sample.get("width", 0) > sample.get("height", 0)

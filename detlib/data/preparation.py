@@ -2,11 +2,13 @@
 
 import itertools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
+from detlib.data.sample_classes import classes_of
 from detlib.structures import BoxMode
 from detlib.utils import safe_pickle
 from detlib.utils.errors import DatasetError, MissingFileError
@@ -17,6 +19,7 @@ __all__ = [
     "filter_images_with_only_crowd_annotations",
     "load_proposals_into_dataset",
     "print_instances_class_histogram",
+    "print_label_histogram",
 ]
 
 logger = logging.getLogger(__name__)
@@ -146,13 +149,33 @@ def print_instances_class_histogram(dataset_dicts: list[dict[str, Any]], class_n
                     f"are {len(class_names)} classes, numbered from 0: {', '.join(map(str, class_names))}"
                 )
             counts[category_id] += 1
-    logger.info("Objects of each class in %d images:\n%s", len(dataset_dicts), _table(counts.tolist(), class_names))
+    table = _table(counts.tolist(), class_names, "objects")
+    logger.info("Objects of each class in %d images:\n%s", len(dataset_dicts), table)
 
 
-def _table(counts: list[int], class_names: list[str], num_columns: int = 6) -> str:
+def print_label_histogram(dataset_dicts: list[dict[str, Any]], class_names: Sequence[str]) -> None:
+    """Log how many images have each label; one with several counts for each of them.
+
+    Raises:
+        DatasetError: a label names none of the classes.
+    """
+    counts = np.zeros(len(class_names), dtype=int)
+    for sample in dataset_dicts:
+        for label in classes_of(sample):
+            if not 0 <= label < len(class_names):
+                raise DatasetError(
+                    f"{sample.get('file_name', 'an image')} has the label {label}, but there are {len(class_names)} "
+                    f"classes, numbered from 0: {', '.join(map(str, class_names))}"
+                )
+            counts[label] += 1
+    table = _table(counts.tolist(), class_names, "images")
+    logger.info("Images of each class, of %d in all:\n%s", len(dataset_dicts), table)
+
+
+def _table(counts: list[int], class_names: Sequence[str], what: str, num_columns: int = 6) -> str:
     """Lay (class, number) pairs side by side, at most three in a row."""
     cells = list(itertools.chain.from_iterable(zip(class_names, counts, strict=True)))
     cells += ["total", sum(counts)]
     num_columns = min(num_columns, len(cells))
     rows = [cells[i : i + num_columns] for i in range(0, len(cells), num_columns)]
-    return tabulate(rows, headers=["class", "objects"] * (num_columns // 2), tablefmt="pipe", numalign="right")
+    return tabulate(rows, headers=["class", what] * (num_columns // 2), tablefmt="pipe", numalign="right")

@@ -168,7 +168,7 @@ def test_unknown_sampler_lists_the_known(dataset, tiny_cfg):
     dataset(WIDE)
     tiny_cfg.DATASETS.TRAIN = ("tiny",)
     tiny_cfg.DATALOADER.SAMPLER_TRAIN = "Shuffle"
-    with pytest.raises(ConfigError, match=r"'Shuffle'; known: TrainingSampler"):
+    with pytest.raises(UnknownNameError, match=r"SAMPLER has no 'Shuffle'; Known: .*TrainingSampler"):
         build_detection_train_loader(tiny_cfg)
 
 

@@ -40,7 +40,7 @@ INPUT = {
     # What masks are loaded as: "polygon" or "bitmask".
     "MASK_FORMAT": "polygon",
     # Augmentations by name, applied in turn: [{NAME: RandomResizedCrop, SIZE: 224}, {NAME: RandomFlip}]. Empty takes
-    # the options above.
+    # the options above, which otherwise count for nothing, FORMAT and MASK_FORMAT aside.
     "AUGMENTATIONS_TRAIN": [],
     "AUGMENTATIONS_TEST": [],
 }
@@ -56,7 +56,8 @@ DATASETS = {
     "TEST": (),
     "PROPOSAL_FILES_TEST": (),
     "PRECOMPUTED_PROPOSAL_TOPK_TEST": 1000,
-    # Datasets declared here rather than in code: a list of {NAME, TYPE: coco, JSON, IMAGES}.
+    # Datasets declared here rather than in code: a list of {NAME, TYPE: coco, JSON, IMAGES}. Other types, with keys of
+    # their own: sem_seg, sem_seg_folders, coco_panoptic, pascal_voc, image_folder, cifar10, cifar100, voc_multi_label.
     "REGISTER": [],
 }
 
@@ -65,12 +66,15 @@ DATALOADER = {
     "NUM_WORKERS": 4,
     # Batch wide images with wide ones and tall with tall, which saves padding.
     "ASPECT_RATIO_GROUPING": True,
-    # "TrainingSampler", "RepeatFactorTrainingSampler" or "RandomSubsetTrainingSampler".
+    # By its name in SAMPLER_REGISTRY: "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler",
+    # "UniformClassSampler" (each class equally often), "RepeatAugSampler" or one of your own.
     "SAMPLER_TRAIN": "TrainingSampler",
     # RepeatFactorTrainingSampler: images of categories rarer than this part of the images are repeated.
     "REPEAT_THRESHOLD": 0.0,
     # ... by the square root of the factor rather than by the factor itself.
     "REPEAT_SQRT": True,
+    # RepeatAugSampler: how often in a row each image comes, differently augmented.
+    "NUM_REPEATS": 3,
     # Leave out training images that have no object.
     "FILTER_EMPTY_ANNOTATIONS": True,
 }

@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 from torch.utils.data.sampler import Sampler
 
+from detlib.config import CfgNode, configurable
+from detlib.data.sample_classes import classes_of
+from detlib.data.samplers.build import SAMPLER_REGISTRY
 from detlib.utils import comm
+from detlib.utils.errors import ConfigError
 
 __all__ = ["InferenceSampler", "RandomSubsetTrainingSampler", "RepeatFactorTrainingSampler", "TrainingSampler"]
 
@@ -21,6 +26,7 @@ def _check_size(sampler: Sampler, size: int) -> None:
         raise ValueError(f"{type(sampler).__name__} needs at least one sample, got a dataset of {size}")
 
 
+@SAMPLER_REGISTRY.register()
 class TrainingSampler(Sampler):
     """An endless stream of shuffled passes over the data.
 
@@ -28,6 +34,7 @@ class TrainingSampler(Sampler):
     before all were seen once.
     """
 
+    @configurable
     def __init__(self, size: int, shuffle: bool = True, seed: int | None = None) -> None:
         """
         Args:
@@ -40,6 +47,10 @@ class TrainingSampler(Sampler):
         self._seed = comm.shared_random_seed() if seed is None else int(seed)
         self._rank = comm.get_rank()
         self._world_size = comm.get_world_size()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dataset: list[Any] | Dataset) -> dict[str, Any]:
+        return {"size": len(dataset)}
 
     def __iter__(self) -> Iterator[int]:
         yield from itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)
@@ -54,9 +65,11 @@ class TrainingSampler(Sampler):
                 yield from range(self._size)
 
 
+@SAMPLER_REGISTRY.register()
 class RandomSubsetTrainingSampler(TrainingSampler):
     """A :class:`TrainingSampler` over a random part of the data, the same part throughout."""
 
+    @configurable
     def __init__(
         self,
         size: int,
@@ -80,6 +93,12 @@ class RandomSubsetTrainingSampler(TrainingSampler):
         generator.manual_seed(comm.shared_random_seed() if seed_subset is None else int(seed_subset))
         self._indexes_subset = torch.randperm(size, generator=generator)[: self._size_subset]
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dataset: list[Any] | Dataset) -> dict[str, Any]:
+        if "RANDOM_SUBSET_RATIO" not in cfg.DATALOADER:
+            raise ConfigError("RandomSubsetTrainingSampler needs a ratio: set cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.1")
+        return {"size": len(dataset), "subset_ratio": cfg.DATALOADER.RANDOM_SUBSET_RATIO}
+
     def _infinite_indices(self) -> Iterator[int]:
         generator = torch.Generator()
         generator.manual_seed(self._seed)
@@ -91,9 +110,11 @@ class RandomSubsetTrainingSampler(TrainingSampler):
                 yield from self._indexes_subset.tolist()
 
 
+@SAMPLER_REGISTRY.register()
 class RepeatFactorTrainingSampler(Sampler):
     """A :class:`TrainingSampler` that visits some samples more often (LVIS, arXiv:1908.03195, sec. B.2)."""
 
+    @configurable
     def __init__(self, repeat_factors: torch.Tensor, *, shuffle: bool = True, seed: int | None = None) -> None:
         """
         Args:
@@ -111,6 +132,11 @@ class RepeatFactorTrainingSampler(Sampler):
         self._int_part = torch.trunc(repeat_factors)
         self._frac_part = repeat_factors - self._int_part
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dataset: list[Any] | Dataset) -> dict[str, Any]:
+        threshold, sqrt = cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
+        return {"repeat_factors": cls.repeat_factors_from_category_frequency(dataset, threshold, sqrt=sqrt)}
+
     @staticmethod
     def repeat_factors_from_category_frequency(
         dataset_dicts: list[dict[str, Any]], repeat_thresh: float, sqrt: bool = True
@@ -118,13 +144,13 @@ class RepeatFactorTrainingSampler(Sampler):
         """Return (N,) factors by which images of rare classes are repeated.
 
         Class c is in the share f(c) of images; its factor is max(1, sqrt(t / f(c))). An image takes the largest
-        factor of its classes, and 1 without objects.
+        factor of its classes, and 1 if it has none. Its classes are its label, its labels, or those of its objects.
 
         Args:
             repeat_thresh: t, the share of images below which a class counts as rare.
             sqrt: False leaves the square root out.
         """
-        classes_of_image = [{a["category_id"] for a in sample.get("annotations", ())} for sample in dataset_dicts]
+        classes_of_image = [classes_of(sample) for sample in dataset_dicts]
         num_images = Counter(itertools.chain.from_iterable(classes_of_image))
 
         def factor(category_id: int) -> float:
