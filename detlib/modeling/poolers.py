@@ -52,11 +52,15 @@ class ROIPooler(nn.Module):
             _build_pooler(pooler_type, self.output_size, scale, sampling_ratio) for scale in scales
         )
 
-    def forward(self, x: list[Tensor], box_lists: list[Boxes | RotatedBoxes]) -> Tensor:
+    def forward(
+        self, x: list[Tensor], box_lists: list[Boxes | RotatedBoxes], roi_scale_factor: float | None = None
+    ) -> Tensor:
         """
         Args:
             x: L feature maps of shape (N, C, H, W), finest first.
             box_lists: of each of N images, in the coordinates of the network's input.
+            roi_scale_factor: pool from boxes of this many times the width and height about the same centres, reaching
+                outside the image where they do. The feature map of each stays that of the box as it is given.
 
         Returns:
             (R, C, output height, output width), in the order of the boxes.
@@ -66,6 +70,8 @@ class ROIPooler(nn.Module):
         if len(box_lists) != len(x[0]):
             raise ValueError(f"the feature maps are of {len(x[0])} images, the boxes of {len(box_lists)}")
         rois = _join(box_lists)
+        if roi_scale_factor is not None:
+            rois = _enlarge(rois, roi_scale_factor)
         if len(x) == 1:
             return self.level_poolers[0](x[0], rois)
         levels = assign_boxes_to_levels(
@@ -112,6 +118,18 @@ def _join(box_lists: list[Boxes | RotatedBoxes]) -> Tensor:
         image = boxes.tensor.new_full((len(boxes), 1), number)
         numbered.append(torch.cat([image, boxes.tensor], dim=1))
     return torch.cat(numbered)
+
+
+def _enlarge(rois: Tensor, factor: float) -> Tensor:
+    """As :func:`_join` gives them, with boxes of ``factor`` times the width and height."""
+    if factor <= 0:
+        raise ValueError(f"roi_scale_factor is {factor}; it must be above 0")
+    if rois.shape[1] == 6:  # Rotated
+        image_and_center, size, angle = rois.split([3, 2, 1], dim=1)
+        return torch.cat([image_and_center, size * factor, angle], dim=1)
+    image, top_left, bottom_right = rois.split([1, 2, 2], dim=1)
+    margin = (bottom_right - top_left) * ((factor - 1) / 2)
+    return torch.cat([image, top_left - margin, bottom_right + margin], dim=1)
 
 
 def _level_of(scale: float) -> int:

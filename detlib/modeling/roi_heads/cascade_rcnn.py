@@ -13,7 +13,6 @@ from detlib.config import CfgNode, configurable
 from detlib.layers import ShapeSpec
 from detlib.modeling.box_regression import Box2BoxTransform
 from detlib.modeling.matcher import Matcher
-from detlib.modeling.poolers import ROIPooler
 from detlib.modeling.roi_heads.box_head import build_box_head
 from detlib.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detlib.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, build_pooler
@@ -37,7 +36,7 @@ class CascadeROIHeads(StandardROIHeads):
         self,
         *,
         box_in_features: list[str],
-        box_pooler: ROIPooler,
+        box_pooler: nn.Module,
         box_heads: list[nn.Module],
         box_predictors: list[nn.Module],
         proposal_matchers: list[Matcher],

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from detlib.config import CfgNode, configurable
 from detlib.layers import ShapeSpec
 from detlib.modeling.backbone import BottleneckBlock, make_stage
-from detlib.modeling.poolers import ROIPooler
 from detlib.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detlib.modeling.roi_heads.mask_head import build_mask_head
 from detlib.modeling.roi_heads.roi_heads import (
@@ -35,7 +34,7 @@ class Res5ROIHeads(ROIHeads):
         self,
         *,
         in_features: list[str],
-        pooler: ROIPooler,
+        pooler: nn.Module,
         res5: nn.Module,
         box_predictor: nn.Module,
         mask_head: nn.Module | None = None,
@@ -61,6 +60,11 @@ class Res5ROIHeads(ROIHeads):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         if cfg.MODEL.KEYPOINT_ON:
             raise ConfigError("Res5ROIHeads has no keypoint head; set MODEL.ROI_HEADS.NAME: StandardROIHeads.")
+        if cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.ROI_EXTRACTOR:
+            raise ConfigError(
+                "Res5ROIHeads makes masks from the regions of its box head; set MODEL.ROI_BOX_HEAD.ROI_EXTRACTOR in "
+                "place of MODEL.ROI_MASK_HEAD.ROI_EXTRACTOR."
+            )
         pooler, region_shape = build_pooler(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
         res5, out_channels = cls._build_res5_block(cfg)
         arguments = {

@@ -14,13 +14,13 @@ from detlib.modeling.backbone.backbone import select_shapes
 from detlib.modeling.matcher import Matcher
 from detlib.modeling.poolers import ROIPooler
 from detlib.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
+from detlib.modeling.roi_extractor import build_roi_extractor, channels_of_all, shape_of_region
 from detlib.modeling.roi_heads.box_head import build_box_head
 from detlib.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detlib.modeling.roi_heads.keypoint_head import build_keypoint_head
 from detlib.modeling.roi_heads.mask_head import build_mask_head
 from detlib.modeling.sampling import subsample_labels
 from detlib.structures import Boxes, ImageList, Instances, pairwise_iou
-from detlib.utils.errors import ConfigError
 from detlib.utils.events import log_scalar
 from detlib.utils.registry import Registry
 
@@ -160,14 +160,14 @@ class StandardROIHeads(ROIHeads):
         self,
         *,
         box_in_features: list[str],
-        box_pooler: ROIPooler,
+        box_pooler: nn.Module,
         box_head: nn.Module,
         box_predictor: nn.Module,
         mask_in_features: list[str] | None = None,
-        mask_pooler: ROIPooler | None = None,
+        mask_pooler: nn.Module | None = None,
         mask_head: nn.Module | None = None,
         keypoint_in_features: list[str] | None = None,
-        keypoint_pooler: ROIPooler | None = None,
+        keypoint_pooler: nn.Module | None = None,
         keypoint_head: nn.Module | None = None,
         train_on_pred_boxes: bool = False,
         **kwargs: Any,
@@ -321,7 +321,7 @@ class StandardROIHeads(ROIHeads):
         return self.keypoint_head(features, instances)
 
     def _pool(
-        self, pooler: ROIPooler | None, names: list[str], features: dict[str, Tensor], instances: list[Instances]
+        self, pooler: nn.Module | None, names: list[str], features: dict[str, Tensor], instances: list[Instances]
     ) -> Tensor | dict[str, Tensor]:
         """Features of all regions, or the whole maps for a head without a pooler."""
         if pooler is None:
@@ -362,18 +362,21 @@ def select_proposals_with_visible_keypoints(proposals: list[Instances]) -> list[
     return selected
 
 
-def build_pooler(cfg: CfgNode, head: CfgNode, input_shape: dict[str, ShapeSpec]) -> tuple[ROIPooler, ShapeSpec]:
-    """The pooler of a head with its section of the config, and the shape of what it gives for one region."""
+def build_pooler(cfg: CfgNode, head: CfgNode, input_shape: dict[str, ShapeSpec]) -> tuple[nn.Module, ShapeSpec]:
+    """The pooler of a head with its section of the config, and the shape of what it gives for one region.
+
+    ``ROI_EXTRACTOR`` of the section names it, and the POOLER keys count where that node is silent; with an empty node
+    it is a :class:`ROIPooler` of the POOLER keys.
+    """
     shapes = select_shapes(input_shape, cfg.MODEL.ROI_HEADS.IN_FEATURES, "MODEL.ROI_HEADS.IN_FEATURES")
-    if len({shape.channels for shape in shapes}) > 1:
-        raise ConfigError(
-            f"MODEL.ROI_HEADS.IN_FEATURES have {[shape.channels for shape in shapes]} channels; regions are pooled "
-            f"from maps with equally many, such as those of an FPN."
-        )
-    size = head.POOLER_RESOLUTION
-    scales = [1.0 / shape.stride for shape in shapes]
-    pooler = ROIPooler(size, scales, head.POOLER_SAMPLING_RATIO, head.POOLER_TYPE)
-    return pooler, ShapeSpec(channels=shapes[0].channels, height=size, width=size)
+    size, ratio, layer = head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO, head.POOLER_TYPE
+    if head.get("ROI_EXTRACTOR"):
+        offers = {"output_size": size, "sampling_ratio": ratio, "roi_layer": layer}
+        extractor = build_roi_extractor(head.ROI_EXTRACTOR, shapes, **offers)
+        return extractor, shape_of_region(extractor)
+    channels = channels_of_all(shapes)
+    pooler = ROIPooler(size, [1.0 / shape.stride for shape in shapes], ratio, layer)
+    return pooler, ShapeSpec(channels=channels, height=size, width=size)
 
 
 def __getattr__(name: str) -> Any:

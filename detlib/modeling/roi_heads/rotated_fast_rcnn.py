@@ -94,12 +94,14 @@ class RROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        if cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE != "ROIAlignRotated":
+        head = cfg.MODEL.ROI_BOX_HEAD
+        layer = head.ROI_EXTRACTOR.get("ROI_LAYER", head.POOLER_TYPE)
+        if layer != "ROIAlignRotated":
             raise ConfigError(
-                f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is {cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE!r}; RROIHeads needs "
+                f"MODEL.ROI_BOX_HEAD.POOLER_TYPE, or ROI_EXTRACTOR.ROI_LAYER there, is {layer!r}; RROIHeads needs "
                 f"ROIAlignRotated, as regions are rotated."
             )
-        pooler, region_shape = build_pooler(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
+        pooler, region_shape = build_pooler(cfg, head, input_shape)
         box_head = build_box_head(cfg, region_shape)
         return {
             "box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
