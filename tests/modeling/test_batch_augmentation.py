@@ -206,7 +206,7 @@ def test_alpha_must_be_positive(augment, alpha):
 def test_ranges_must_rise_between_zero_and_one():
     with pytest.raises(ConfigError, match=r"cutmix_minmax is \(0.8, 0.2\)"):
         CutMix(1.0, cutmix_minmax=(0.8, 0.2))
-    with pytest.raises(ConfigError, match="lam_min is 0.1 and lam_max 1.5"):
+    with pytest.raises(ConfigError, match=r"lam_min is 0\.1 and lam_max 1\.5"):
         ResizeMix(1.0, lam_max=1.5)
 
 

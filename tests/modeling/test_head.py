@@ -54,7 +54,7 @@ def test_k_above_the_number_of_classes_is_refused_when_accuracy_is_computed():
     head = LinearClsHead(num_classes=10, in_channels=4, topk=(1, 5))
     assert set(head.accuracy(torch.zeros(2, 10), torch.zeros(2, dtype=torch.int64))) == {"top-1", "top-5"}
     head = LinearClsHead(num_classes=10, in_channels=4, topk=(1, 11))
-    with pytest.raises(ConfigError, match="top-11 accuracy of 10 classes.*TOPK in MODEL.CLASSIFIER.HEAD to 10"):
+    with pytest.raises(ConfigError, match=r"top-11 accuracy of 10 classes.*TOPK in MODEL\.CLASSIFIER\.HEAD to 10"):
         head.accuracy(torch.zeros(2, 10), torch.zeros(2, dtype=torch.int64))
 
 
