@@ -1,4 +1,4 @@
-"""Numbers of parameters are those of sec. 4.1's head on a pyramid of 256 channels, with the 80 classes of COCO."""
+"""Double-Head R-CNN: the two branches, what each of them gets, and the lines of a config that ask for them."""
 
 from pathlib import Path
 
@@ -262,11 +262,24 @@ def test_images_without_objects_give_zero_box_loss():
     assert losses["loss_box_reg"] == 0 and losses["loss_box_reg"].requires_grad
 
 
+def no_regions(prefix, **fields):
+    return Instances((64, 64), **{f"{prefix}_boxes": Boxes(torch.zeros(0, 4))}, **fields)
+
+
 def test_no_proposals_give_no_detections():
     heads = build(small_cfg()).roi_heads.eval()
     features = {"p2": torch.randn(1, 16, 16, 16), "p3": torch.randn(1, 16, 8, 8)}
-    (result,), _ = heads(None, features, [Instances((64, 64), proposal_boxes=Boxes(torch.zeros(0, 4)))])
+    (result,), _ = heads(None, features, [no_regions("proposal")])
     assert len(result) == 0 and result.pred_boxes.tensor.shape == (0, 4)
+
+
+def test_no_proposals_and_no_objects_give_zero_losses_with_a_gradient():
+    heads = build(small_cfg()).roi_heads
+    features = {"p2": torch.randn(1, 16, 16, 16), "p3": torch.randn(1, 16, 8, 8)}
+    proposals = [no_regions("proposal", objectness_logits=torch.zeros(0))]
+    _, losses = heads(None, features, proposals, [no_regions("gt", gt_classes=torch.zeros(0, dtype=torch.int64))])
+    assert {name: loss.item() for name, loss in losses.items()} == {"loss_cls": 0, "loss_box_reg": 0}
+    assert all(loss.requires_grad for loss in losses.values())
 
 
 def test_detections_of_an_image_have_boxes_scores_and_classes():
