@@ -18,13 +18,13 @@ from detlib import model_zoo
 from detlib.config import CfgNode, get_cfg
 from detlib.data import DatasetCatalog, Metadata, MetadataCatalog
 from detlib.data.datasets.register import register_datasets
-from detlib.data.detection_utils import read_image
+from detlib.data.detection_utils import image_of
 from detlib.engine import DefaultPredictor
 from detlib.engine.setup import run_tool
-from detlib.evaluation.coco_evaluation import instances_to_coco_json
+from detlib.evaluation.prediction_record import describe_record, to_record
 from detlib.utils.errors import ConfigError, DatasetError, DetlibError, MissingFileError
 from detlib.utils.logger import setup_logger
-from detlib.utils.visualizer import VisImage, Visualizer
+from detlib.visualization import VisImage, Visualizer, readable_scale
 
 EXAMPLES = """
 Examples:
@@ -46,13 +46,15 @@ The JSON has an entry per image or frame, with its objects in COCO's format of r
   [{{"file_name": "a.jpg", "image_id": 1, "height": 480, "width": 640,
     "instances": [{{"category_id": 3, "category_name": "car", "bbox": [x, y, width, height], "score": 0.9}}]}}]
 Of models that give a class to every pixel, an entry also has "stuff", the classes with their areas in pixels.
+Of classifiers, it has no instances but the predicted class, or classes, and the five best ones with their scores:
+  [{{"file_name": "a.jpg", "image_id": 1, "height": 480, "width": 640, "pred_label": 3,
+    "classes": [{{"category_id": 3, "category_name": "cat", "score": 0.9}}]}}]
 """
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "XVID"}
 DEFAULT_OUTPUT = "predictions"
 ESCAPE_KEY = 27
-READABLE_SIDE = 384
 
 
 def parse_args() -> argparse.Namespace:
@@ -79,7 +81,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write what is found; without --output, no pictures are made")
     parser.add_argument("--limit", type=int, metavar="N", help="stop after N images or frames")
     parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, metavar="P", help="lowest score that is shown (default: 0.5)"
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        metavar="P",
+        help="lowest score of objects that are shown (default: 0.5)",
     )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="changes of the config; comes last"
@@ -138,7 +144,8 @@ def class_metadata(cfg: CfgNode) -> Metadata:
         return Metadata()
     name = cfg.DATASETS.TEST[0]
     metadata = MetadataCatalog.get(name)
-    if metadata.get("thing_classes") is None and metadata.get("stuff_classes") is None and name in DatasetCatalog:
+    has_names = any(metadata.get(kind) is not None for kind in ("thing_classes", "stuff_classes", "classes"))
+    if not has_names and name in DatasetCatalog:
         try:
             DatasetCatalog.get(name)
         except DetlibError as error:
@@ -149,8 +156,8 @@ def class_metadata(cfg: CfgNode) -> Metadata:
 # Images
 
 
-def find_images(patterns: list[str]) -> list[str]:
-    images = []
+def find_images(patterns: list[str]) -> list[dict[str, Any]]:
+    images: list[str] = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if "://" in pattern or path.is_file():
@@ -163,17 +170,22 @@ def find_images(patterns: list[str]) -> list[str]:
             what = f"has no image ({', '.join(IMAGE_SUFFIXES)})" if path.is_dir() else "does not exist"
             raise MissingFileError(f"--input {pattern} {what}")
         images += found
-    return images
+    return [{"file_name": image} for image in images]
 
 
-def images_of_dataset(name: str) -> list[str]:
+def images_of_dataset(name: str) -> list[dict[str, Any]]:
+    """The images of a dataset by "file_name"; with the "image" itself, and a name made up, where it has no files."""
     samples = DatasetCatalog.get(name)
     if len(samples) == 0:
         raise DatasetError(f"dataset {name!r} has no images")
-    return [sample["file_name"] for sample in samples]
+    return [
+        {"file_name": f"image_{sample.get('image_id', number)}"}
+        | {field: sample[field] for field in ("file_name", "image") if field in sample}
+        for number, sample in enumerate(samples, start=1)
+    ]
 
 
-def plan_targets(images: list[str], args: argparse.Namespace) -> list[Path | None]:
+def plan_targets(images: list[dict[str, Any]], args: argparse.Namespace) -> list[Path | None]:
     """Where the picture of each image goes; nowhere if only JSON is asked for."""
     if args.output is None and args.json:
         return [None] * len(images)
@@ -185,16 +197,16 @@ def plan_targets(images: list[str], args: argparse.Namespace) -> list[Path | Non
     else:
         targets = [output / name for name in unique_names(images)]
     for image, target in zip(images, targets, strict=True):
-        if target.exists() and target.resolve() == Path(image).resolve():
-            raise ConfigError(f"the picture of {image} would overwrite it; choose another --output")
+        if target.exists() and target.resolve() == Path(image["file_name"]).resolve():
+            raise ConfigError(f"the picture of {image['file_name']} would overwrite it; choose another --output")
     return targets
 
 
-def unique_names(images: list[str]) -> Iterator[str]:
+def unique_names(images: list[dict[str, Any]]) -> Iterator[str]:
     """PNG files to write to, as JPEG blurs thin lines; numbered where images of several folders have the same name."""
     used: set[str] = set()
     for image in images:
-        stem = Path(image).stem
+        stem = Path(image["file_name"]).stem
         name, number = f"{stem}.png", 1
         while name in used:
             number += 1
@@ -204,17 +216,17 @@ def unique_names(images: list[str]) -> Iterator[str]:
 
 
 def predict_images(
-    predictor: DefaultPredictor, metadata: Metadata, images: list[str], targets: list[Path | None]
+    predictor: DefaultPredictor, metadata: Metadata, images: list[dict[str, Any]], targets: list[Path | None]
 ) -> list[dict[str, Any]]:
     records = []
     with tqdm(total=len(images), unit="image", disable=None) as bar:
-        for number, (file_name, target) in enumerate(zip(images, targets, strict=True), start=1):
-            image = read_image(file_name, format="BGR")
+        for number, (sample, target) in enumerate(zip(images, targets, strict=True), start=1):
+            file_name, image = sample["file_name"], image_of(sample, format="BGR")
             start = time.perf_counter()
             outputs = predictor(image)
             seconds = time.perf_counter() - start
-            records.append(to_record(outputs, metadata, file_name, number, image))
-            line = f"[{number}/{len(images)}] {file_name}: {describe(records[-1])} in {seconds:.2f} s"
+            records.append(to_record(outputs, metadata, file_name, number, *image.shape[:2]))
+            line = f"[{number}/{len(images)}] {file_name}: {describe_record(records[-1])} in {seconds:.2f} s"
             if target is not None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 draw(image, outputs, metadata).save(str(target))
@@ -225,9 +237,7 @@ def predict_images(
 
 
 def draw(image_bgr: np.ndarray, outputs: dict[str, Any], metadata: Metadata) -> VisImage:
-    # On thumbnails, labels would hide what they name.
-    scale = max(1, round(READABLE_SIDE / min(image_bgr.shape[:2])))
-    visualizer = Visualizer(image_bgr[:, :, ::-1], metadata, scale=scale)
+    visualizer = Visualizer(image_bgr[:, :, ::-1], metadata, scale=readable_scale(*image_bgr.shape[:2]))
     if "panoptic_seg" in outputs:
         segments, info = outputs["panoptic_seg"]
         return visualizer.draw_panoptic_seg(segments.to("cpu"), info)
@@ -235,6 +245,8 @@ def draw(image_bgr: np.ndarray, outputs: dict[str, Any], metadata: Metadata) -> 
         visualizer.draw_sem_seg(outputs["sem_seg"].argmax(dim=0).to("cpu"))
     if "instances" in outputs:
         visualizer.draw_instance_predictions(outputs["instances"])
+    if "pred_score" in outputs:
+        visualizer.draw_classification(outputs["pred_score"], outputs.get("pred_label"))
     return visualizer.get_output()
 
 
@@ -275,7 +287,7 @@ def predict_video(
     writer = None
     for number, frame in enumerate(with_progress(read_frames(capture, args.limit), total), start=1):
         outputs = predictor(frame)
-        records.append(to_record(outputs, metadata, source, number, frame))
+        records.append(to_record(outputs, metadata, source, number, *frame.shape[:2]))
         if target is None and not show:
             continue
         drawn = np.ascontiguousarray(draw(frame, outputs, metadata).get_image()[:, :, ::-1])
@@ -339,61 +351,13 @@ def with_progress(frames: Iterable[np.ndarray], total: int | None) -> Iterator[n
 # JSON
 
 
-def to_record(
-    outputs: dict[str, Any], metadata: Metadata, file_name: str, image_id: int, image: np.ndarray
-) -> dict[str, Any]:
-    """What was found in one image; ``image_id`` is its number in the input."""
-    height, width = image.shape[:2]
-    record = {"file_name": file_name, "image_id": image_id, "height": height, "width": width, "instances": []}
-    if "instances" in outputs:
-        names = metadata.get("thing_classes")
-        dataset_ids = {v: k for k, v in (metadata.get("thing_dataset_id_to_contiguous_id") or {}).items()}
-        for found in instances_to_coco_json(outputs["instances"].to("cpu"), image_id):
-            class_id = found["category_id"]
-            found["category_id"] = dataset_ids.get(class_id, class_id)
-            found["category_name"] = names[class_id] if names is not None and class_id < len(names) else str(class_id)
-            record["instances"].append(found)
-    if "sem_seg" in outputs:
-        record["stuff"] = stuff_areas(outputs, metadata)
-    return record
-
-
-def stuff_areas(outputs: dict[str, Any], metadata: Metadata) -> list[dict[str, Any]]:
-    """Class and number of pixels of what has no instances, the largest first."""
-    names = metadata.get("stuff_classes") or []
-    if "panoptic_seg" in outputs:
-        areas = {s["category_id"]: s["area"] for s in outputs["panoptic_seg"][1] if not s["isthing"]}
-    else:
-        areas = dict(enumerate(outputs["sem_seg"].argmax(dim=0).flatten().bincount().tolist()))
-    return [
-        {"category_id": i, "category_name": names[i] if i < len(names) else str(i), "area": area}
-        for i, area in sorted(areas.items(), key=lambda item: -item[1])
-        if area > 0
-    ]
-
-
-def describe(record: dict[str, Any]) -> str:
-    """For example "3 objects (2 car, 1 person)", and what the picture is of: "60 % road, 20 % sky"."""
-    if "stuff" not in record:
-        return describe_objects(record)
-    pixels = record["height"] * record["width"]
-    parts = [f"{100 * stuff['area'] / pixels:.0f} % {stuff['category_name']}" for stuff in record["stuff"][:5]]
-    objects = [describe_objects(record)] if record["instances"] else []
-    return "; ".join([*objects, ", ".join(parts) or "nothing"])
-
-
-def describe_objects(record: dict[str, Any]) -> str:
-    names = [found["category_name"] for found in record["instances"]]
-    counts = sorted(((names.count(name), name) for name in set(names)), reverse=True)
-    listed = ", ".join(f"{count} {name}" for count, name in counts[:5]) + (", ..." if len(counts) > 5 else "")
-    return f"{len(names)} object{'' if len(names) == 1 else 's'}" + (f" ({listed})" if listed else "")
-
-
 def write_json(records: list[dict[str, Any]], file_name: str) -> None:
     path = Path(file_name).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(records, indent=1), encoding="utf-8")
-    print(f"{sum(len(record['instances']) for record in records)} objects in {len(records)} images -> {path}")
+    num_objects = sum(len(record.get("instances", ())) for record in records)
+    found = "classes" if "classes" in records[0] else f"{num_objects} objects"
+    print(f"{found} in {len(records)} images -> {path}")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from tqdm import tqdm
 from detlib.config import CfgNode, get_cfg
 from detlib.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detlib.data.datasets.register import register_datasets
-from detlib.data.detection_utils import convert_image_to_rgb, read_image
+from detlib.data.detection_utils import convert_image_to_rgb, image_of
 from detlib.engine.setup import run_tool
 from detlib.structures import Instances
 from detlib.utils.env import seed_all_rng
 from detlib.utils.errors import ConfigError, DatasetError
 from detlib.utils.logger import setup_logger
-from detlib.utils.visualizer import VisImage, Visualizer
+from detlib.visualization import VisImage, Visualizer, readable_scale
 
 EXAMPLES = """
 Examples:
@@ -32,12 +32,13 @@ Examples:
       {prog} --source annotation --dataset shapes_val
   with masks, and other augmentation than the config has:
       {prog} --config-file config.yaml MODEL.MASK_ON=True INPUT.CROP.ENABLED=True
+  images of classes, with their labels:
+      {prog} --source annotation --dataset cifar10_test
   in a window, one image per key (Esc quits):
       {prog} --config-file config.yaml --show
 """
 
 ESCAPE_KEY = 27
-READABLE_SIDE = 384
 
 
 def parse_args() -> argparse.Namespace:
@@ -105,10 +106,10 @@ def draw_annotations(cfg: CfgNode, scale: float | None) -> Iterator[tuple[str, V
         samples = DatasetCatalog.get(name)
         if len(samples) == 0:
             raise DatasetError(f"dataset {name!r} has no images")
-        for sample in samples:
-            image = read_image(sample["file_name"], format="RGB")
-            visualizer = Visualizer(image, MetadataCatalog.get(name), scale or readable_scale(image.shape))
-            yield Path(sample["file_name"]).name, visualizer.draw_dataset_dict(sample)
+        for number, sample in enumerate(samples, start=1):
+            image = image_of(sample, format="RGB")
+            visualizer = Visualizer(image, MetadataCatalog.get(name), scale or readable_scale(*image.shape[:2]))
+            yield picture_name(sample, number), visualizer.draw_dataset_dict(sample)
 
 
 def draw_loader(cfg: CfgNode, scale: float | None) -> Iterator[tuple[str, VisImage]]:
@@ -118,32 +119,32 @@ def draw_loader(cfg: CfgNode, scale: float | None) -> Iterator[tuple[str, VisIma
     for batch in build_detection_train_loader(cfg):
         for sample in batch:
             image = convert_image_to_rgb(sample["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
-            visualizer = Visualizer(image, metadata, scale or readable_scale(image.shape))
+            visualizer = Visualizer(image, metadata, scale or readable_scale(*image.shape[:2]))
             number += 1
-            name = Path(sample.get("file_name", "image.jpg")).name
             # An image may come again, augmented otherwise.
-            yield f"{number:04d}_{name}", draw_sample(visualizer, sample)
+            yield f"{number:04d}_{picture_name(sample, number)}", draw_sample(visualizer, sample)
 
 
 def draw_sample(visualizer: Visualizer, sample: dict[str, Any]) -> VisImage:
     """Draw the targets of a mapped sample."""
     if "sem_seg" in sample:
         visualizer.draw_sem_seg(sample["sem_seg"], alpha=0.5)
-    if "instances" not in sample:
-        return visualizer.get_output()
-    targets = sample["instances"]
-    fields = {name.replace("gt_", "pred_", 1): value for name, value in targets.get_fields().items()}
-    return visualizer.draw_instance_predictions(Instances(targets.image_size, **fields))
+    if "instances" in sample:
+        targets = sample["instances"]
+        fields = {name.replace("gt_", "pred_", 1): value for name, value in targets.get_fields().items()}
+        visualizer.draw_instance_predictions(Instances(targets.image_size, **fields))
+    return visualizer.draw_image_labels(sample)
 
 
-def readable_scale(shape: tuple[int, ...]) -> int:
-    """Thumbnails are enlarged, as labels would hide what they name."""
-    return max(1, round(READABLE_SIDE / min(shape[:2])))
+def picture_name(sample: dict[str, Any], number: int) -> str:
+    """That of the image's file; some datasets have their images in one file, or in memory."""
+    return Path(sample.get("file_name", f"image_{sample.get('image_id', number)}.png")).name
 
 
 def deliver(pictures: Iterator[tuple[str, VisImage]], args: argparse.Namespace) -> None:
     folder = Path(args.output_dir).expanduser()
     count = 0
+    used: set[str] = set()
     for name, picture in tqdm(pictures, unit="image", disable=None):
         count += 1
         if args.show:
@@ -151,7 +152,9 @@ def deliver(pictures: Iterator[tuple[str, VisImage]], args: argparse.Namespace) 
                 break
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        target = folder / name
+        # Images in the folders of different classes may have the same name.
+        target = folder / (name if name not in used else f"{count:04d}_{name}")
+        used.add(target.name)
         picture.save(str(target))
         tqdm.write(f"[{count}] {target}", file=sys.stdout)
     print(f"{count} images" + ("" if args.show else f" -> {folder}"))

@@ -18,6 +18,7 @@ from detlib.engine.training_state import TrainingState, unwrap_model
 from detlib.evaluation.evaluator import inference_context
 from detlib.utils.events import EventStorage
 from detlib.utils.file_io import PathManager
+from detlib.visualization import Visualizer, readable_scale
 
 __all__ = ["AutogradProfiler", "PreciseBN", "TorchMemoryStats", "TorchProfiler", "VisualizePredictions"]
 
@@ -209,8 +210,11 @@ class VisualizePredictions(HookBase):
     def _draw(self, sample: dict[str, Any]) -> np.ndarray:
         image = sample["image"].detach().cpu().permute(1, 2, 0).numpy()  # (H, W, C)
         rgb = np.asarray(detection_utils.convert_image_to_rgb(image, self._image_format)).clip(0, 255).astype(np.uint8)
-        truth = self._draw_truth(rgb, sample)
-        prediction = self._draw_prediction(rgb, self._predict(sample))
+        output = self._predict(sample)
+        # Classifiers take images that are too small to write on.
+        scale = readable_scale(*rgb.shape[:2]) if "pred_score" in output else 1
+        truth = self._draw_truth(Visualizer(rgb, self._metadata, scale), sample)
+        prediction = self._draw_prediction(Visualizer(rgb, self._metadata, scale), output)
         return np.concatenate([truth, prediction], axis=1)
 
     def _predict(self, sample: dict[str, Any]) -> dict[str, Any]:
@@ -220,8 +224,7 @@ class VisualizePredictions(HookBase):
         with inference_context(model), torch.no_grad(), EventStorage():
             return model([sample])[0]
 
-    def _draw_truth(self, rgb: np.ndarray, sample: dict[str, Any]) -> np.ndarray:
-        visualizer = self._visualizer(rgb)
+    def _draw_truth(self, visualizer: Visualizer, sample: dict[str, Any]) -> np.ndarray:
         if "sem_seg" in sample:
             visualizer.draw_sem_seg(sample["sem_seg"].cpu(), alpha=0.5)
         if "instances" in sample:
@@ -235,10 +238,10 @@ class VisualizePredictions(HookBase):
                 if instances.has("gt_classes")
                 else None,
             )
+        visualizer.draw_image_labels(sample)
         return visualizer.get_output().get_image()
 
-    def _draw_prediction(self, rgb: np.ndarray, output: dict[str, Any]) -> np.ndarray:
-        visualizer = self._visualizer(rgb)
+    def _draw_prediction(self, visualizer: Visualizer, output: dict[str, Any]) -> np.ndarray:
         if "panoptic_seg" in output:
             segments, info = output["panoptic_seg"]
             visualizer.draw_panoptic_seg_predictions(segments.cpu(), info)
@@ -253,9 +256,6 @@ class VisualizePredictions(HookBase):
             visualizer.overlay_instances(
                 boxes=output["proposals"].proposal_boxes[: self._max_predictions].tensor.cpu().numpy()
             )
+        elif "pred_score" in output:
+            visualizer.draw_classification(output["pred_score"], output.get("pred_label"))
         return visualizer.get_output().get_image()
-
-    def _visualizer(self, rgb: np.ndarray) -> Any:
-        from detlib.visualization.visualizer import Visualizer
-
-        return Visualizer(rgb, self._metadata)

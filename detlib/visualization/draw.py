@@ -22,6 +22,8 @@ SMALLEST_LETTERS = 8.5
 NUM_FULL_SIZE_LABELS = 12
 # Labels cover at most this part of an image, as nothing would be left of a small one with many objects.
 LARGEST_LABELED_PART = 0.2
+# Lines about the whole image take at most this part of its height, as long as their letters can be read.
+LARGEST_PART_OF_LINES = 0.5
 
 
 class Canvas:
@@ -271,6 +273,36 @@ class Canvas:
             artists[i].set_position(position)
         for i in set(range(len(artists))) - set(kept.tolist()):
             artists[i].remove()
+
+    def _draw_lines(self, lines: Sequence[str], colors: Sequence[Any]) -> VisImage:
+        """Write lines below each other from the top left corner on, on their colours, in letters that fit the image.
+
+        Where even the smallest letters are too large, the last lines are left out.
+        """
+        if not lines:
+            return self.output
+        out_height, out_width = self.output.output_size
+        full, smallest = self._default_font_size, self._to_points(SMALLEST_LETTERS)
+        width, height = self._size_of_lines(lines, full)
+        shrunk = full * min(1.0, out_width / width, LARGEST_PART_OF_LINES * out_height / (height * len(lines)))
+        size = max(shrunk, min(smallest, full))
+        padding = self._to_pixels(_padding(size))
+        height = self._size_of_lines(lines, size)[1]
+        num_lines = max(int(out_height / height), 1)
+        for i, (line, color) in enumerate(zip(lines[:num_lines], colors, strict=False)):
+            artist = self._add_text(line, size, text_color_on(color), color, alpha=0.85)
+            artist.set_position((padding / self.output.scale, (i * height + padding) / self.output.scale))
+        return self.output
+
+    def _size_of_lines(self, lines: Sequence[str], font_size: float) -> tuple[float, float]:
+        """Width of the longest line and height of the highest, with their boxes, in pixels of the output."""
+        renderer = self.output.canvas.get_renderer()
+        artists = [self._add_text(line, font_size, "black", "white", alpha=1.0) for line in lines]
+        extents = [artist.get_window_extent(renderer) for artist in artists]
+        for artist in artists:
+            artist.remove()
+        padding = 2 * self._to_pixels(_padding(font_size))
+        return max(e.width for e in extents) + padding, max(e.height for e in extents) + padding
 
     def _labels_with_room(self, sizes_wh: np.ndarray, sides: np.ndarray) -> np.ndarray:
         """Numbers of the labels to write: that of the largest object, and as many as there is room for."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["VisImage", "as_uint8_rgb"]
+__all__ = ["VisImage", "as_uint8_rgb", "readable_scale"]
 
 # Pixels per inch of the figure. Only the ratio of points to pixels depends on it: one point is 100/72 pixel.
 DPI = 100
@@ -13,6 +13,8 @@ DPI = 100
 MAX_SIDE = 2**16 - 1
 # Letters blur at the usual quality of JPEG; PNG's usual compression takes three times as long for a tenth less.
 SAVE_OPTIONS = {".jpg": {"quality": 95}, ".jpeg": {"quality": 95}, ".png": {"compress_level": 3}}
+# Pixels of the shorter side, from which labels leave most of a picture free.
+READABLE_SIDE = 384
 VECTOR_SUFFIXES = (".pdf", ".svg", ".eps", ".ps")
 
 
@@ -118,3 +120,8 @@ def as_uint8_rgb(img: Any) -> np.ndarray:
             "repeat the channel of a gray image, and permute a (3, height, width) tensor"
         )
     return array if array.dtype == np.uint8 else np.clip(array, 0, 255).astype(np.uint8)
+
+
+def readable_scale(height: int, width: int) -> int:
+    """The scale for an image of this size; thumbnails are enlarged, as labels would hide what they name."""
+    return max(1, round(READABLE_SIDE / min(height, width)))

@@ -13,9 +13,11 @@ import torch
 
 from detlib.data.catalog import Metadata
 from detlib.structures import Instances
+from detlib.visualization.arrays import common_length, to_array
 from detlib.visualization.colors import RGB, class_color, jitter
 from detlib.visualization.dataset_dict import annotation_boxes, annotation_field, panoptic_map, semantic_map
 from detlib.visualization.draw import Canvas, rotated_box_corners
+from detlib.visualization.image_classes import MAX_CLASSES, labelled_class_lines, predicted_class_lines
 from detlib.visualization.keypoints import limbs
 from detlib.visualization.labels import _create_text_labels
 from detlib.visualization.masks import mask_rings, split_masks, to_bitmask
@@ -120,7 +122,7 @@ class Visualizer(Canvas):
             draw_text: whether to write the names.
             edge_color: of the outlines.
         """
-        sem_seg = _to_array(sem_seg)
+        sem_seg = to_array(sem_seg)
         names = self.metadata.get("stuff_classes")
         ids, areas = np.unique(sem_seg, return_counts=True)
         num_classes = 255 if names is None else len(names)
@@ -175,11 +177,32 @@ class Visualizer(Canvas):
                 labels += _create_text_labels([info["category_id"]], scores, names, [info.get("iscrowd", 0)])
         return self._draw_segments(masks, labels, colors, alpha, area_threshold, OFF_WHITE)
 
+    def draw_classification(
+        self, pred_score: Any, pred_label: int | Sequence[int] | None = None, max_classes: int = MAX_CLASSES
+    ) -> VisImage:
+        """Write the classes of the image with the highest scores in its top left corner, the best first.
+
+        Args:
+            pred_score: (C,) scores in [0, 1].
+            pred_label: the predicted class, or classes; the others are gray. With None, none is.
+            max_classes: how many classes are written, unless more are predicted.
+        """
+        return self._draw_lines(*predicted_class_lines(pred_score, pred_label, max_classes, self.metadata))
+
+    def draw_image_labels(self, dic: dict[str, Any]) -> VisImage:
+        """Write the classes that a sample is labelled with in the top left corner.
+
+        Args:
+            dic: with any of "label", "labels", "ignored_labels", and "score" (C,) for soft labels.
+        """
+        return self._draw_lines(*labelled_class_lines(dic, self.metadata))
+
     def draw_dataset_dict(self, dic: dict[str, Any]) -> VisImage:
         """Draw the annotations of a sample in the standard dataset format, crowd regions hatched.
 
         Args:
-            dic: with any of "annotations", "sem_seg", "sem_seg_file_name", "pan_seg_file_name" and "segments_info".
+            dic: with any of "annotations", "sem_seg", "sem_seg_file_name", "pan_seg_file_name" and "segments_info", or
+                with classes of the image, as :meth:`draw_image_labels` takes them.
         """
         panoptic, semantic = panoptic_map(dic), semantic_map(dic)
         if panoptic is not None:
@@ -191,7 +214,7 @@ class Visualizer(Canvas):
         crowd = [bool(annotation.get("iscrowd", 0)) for annotation in annotations]
         labels = _create_text_labels(classes, None, self.metadata.get("thing_classes"), crowd)
         in_segments = panoptic is not None  # Segments show the names and areas of objects already.
-        return self._overlay(
+        self._overlay(
             boxes=annotation_boxes(annotations),
             labels=None if in_segments else labels,
             masks=None if in_segments else annotation_field(annotations, "segmentation"),
@@ -200,6 +223,7 @@ class Visualizer(Canvas):
             alpha=0.45,
             crowd=crowd,
         )
+        return self.draw_image_labels(dic)
 
     def overlay_instances(
         self,
@@ -222,7 +246,7 @@ class Visualizer(Canvas):
             alpha: opacity of the masks.
         """
         masks = None if masks is None else split_masks(masks)
-        return self._overlay(_to_array(boxes), labels, masks, _to_array(keypoints), assigned_colors, alpha)
+        return self._overlay(to_array(boxes), labels, masks, to_array(keypoints), assigned_colors, alpha)
 
     def overlay_rotated_instances(
         self, boxes: Any = None, labels: Sequence[str] | None = None, assigned_colors: Sequence[Any] | None = None
@@ -234,8 +258,8 @@ class Visualizer(Canvas):
             labels: N texts.
             assigned_colors: N colours.
         """
-        boxes = _to_array(boxes)
-        count = _common_length(boxes=boxes, labels=labels, assigned_colors=assigned_colors)
+        boxes = to_array(boxes)
+        count = common_length(boxes=boxes, labels=labels, assigned_colors=assigned_colors)
         colors = self._class_colors(range(count)) if assigned_colors is None else assigned_colors
         if count == 0:
             return self.output
@@ -251,7 +275,7 @@ class Visualizer(Canvas):
         Args:
             keypoints: (K, 3) x, y and visibility or probability.
         """
-        keypoints = _to_array(keypoints).reshape(-1, 3)
+        keypoints = to_array(keypoints).reshape(-1, 3)
         names = self.metadata.get("keypoint_names") or [str(i) for i in range(len(keypoints))]
         if len(names) != len(keypoints):
             raise ValueError(f"got {len(keypoints)} keypoints, but metadata.keypoint_names has {len(names)} names")
@@ -275,7 +299,7 @@ class Visualizer(Canvas):
         alpha: float,
         crowd: Sequence[bool] | None = None,
     ) -> VisImage:
-        count = _common_length(boxes=boxes, labels=labels, masks=masks, keypoints=keypoints, assigned_colors=colors)
+        count = common_length(boxes=boxes, labels=labels, masks=masks, keypoints=keypoints, assigned_colors=colors)
         if count == 0:
             return self.output
         if boxes is not None and len(boxes[0]) == 5:
@@ -327,7 +351,7 @@ class Visualizer(Canvas):
             if outline:
                 points = np.concatenate(outline)
             elif instance is not None:
-                visible = _to_array(instance).reshape(-1, 3)
+                visible = to_array(instance).reshape(-1, 3)
                 points = visible[visible[:, 2] > self.keypoint_threshold, :2]
             if len(points):
                 bounds[i] = (*points.min(axis=0), *points.max(axis=0))
@@ -351,7 +375,7 @@ class Visualizer(Canvas):
             for mask in masks:
                 covered |= to_bitmask(mask, height, width)
         elif boxes is not None:
-            boxes = _to_array(boxes)
+            boxes = to_array(boxes)
             if boxes.shape[1] == 5:
                 return self._covered(None, [[rotated_box_corners(box).reshape(-1)] for box in boxes])
             for x0, y0, x1, y1 in boxes.clip(0).round().astype(int):
@@ -361,18 +385,3 @@ class Visualizer(Canvas):
     def _gray_outside(self, covered: np.ndarray) -> None:
         gray = self.img.mean(axis=2, keepdims=True)
         self.output.reset_image(np.where(covered[..., None], self.img, gray))
-
-
-def _to_array(values: Any) -> np.ndarray | None:
-    """An array of numbers, tensors or anything with a ``.tensor`` (Boxes, RotatedBoxes, Keypoints)."""
-    values = getattr(values, "tensor", values)
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    return None if values is None else np.asarray(values)
-
-
-def _common_length(**fields: Sequence[Any] | None) -> int:
-    lengths = {name: len(values) for name, values in fields.items() if values is not None}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"got fields of different lengths, expected one entry per object in each: {lengths}")
-    return max(lengths.values(), default=0)
