@@ -1,8 +1,10 @@
 """Backbones: from an image to named feature maps."""
 
+from detlib.modeling.backbone.adapters import TimmBackbone, TorchvisionBackbone
 from detlib.modeling.backbone.backbone import Backbone, select_shapes
 from detlib.modeling.backbone.build import BACKBONE_REGISTRY, build_backbone, build_bottom_up
 from detlib.modeling.backbone.fpn import FPN, build_resnet_fpn_backbone, build_retinanet_resnet_fpn_backbone
+from detlib.modeling.backbone.mobilenet import MobileNet, MobileNetV2
 from detlib.modeling.backbone.mvit import MViT, build_mvit_backbone, build_mvit_fpn_backbone
 from detlib.modeling.backbone.regnet import RegNet, build_regnet_backbone, build_regnet_fpn_backbone
 from detlib.modeling.backbone.resnet import (
@@ -13,6 +15,7 @@ from detlib.modeling.backbone.resnet import (
     build_resnet_backbone,
     make_stage,
 )
+from detlib.modeling.backbone.resnet_cifar import ResNet_CIFAR
 from detlib.modeling.backbone.swin import SwinTransformer, build_swin_backbone, build_swin_fpn_backbone
 from detlib.modeling.backbone.vit import (
     SimpleFeaturePyramid,
@@ -29,11 +32,16 @@ __all__ = [
     "BasicStem",
     "BottleneckBlock",
     "MViT",
+    "MobileNet",
+    "MobileNetV2",
     "RegNet",
     "ResNet",
     "ResNetBlockBase",
+    "ResNet_CIFAR",
     "SimpleFeaturePyramid",
     "SwinTransformer",
+    "TimmBackbone",
+    "TorchvisionBackbone",
     "ViT",
     "build_backbone",
     "build_bottom_up",

@@ -145,21 +145,22 @@ class ResNet(Backbone):
 
     @staticmethod
     def make_default_stages(
-        depth: int, block_class: type[CNNBlockBase] | None = None, **kwargs: Any
+        depth: int, block_class: type[CNNBlockBase] | None = None, *, base_channels: int = 64, **kwargs: Any
     ) -> list[list[CNNBlockBase]]:
         """The four stages of ResNet-18, 34, 50, 101 or 152.
 
         Args:
             block_class: by default BasicBlock below 50 layers, else BottleneckBlock.
-            kwargs: further arguments of the blocks; channels and strides are those of the paper.
+            base_channels: of the stem and of the 3x3 convolutions in res2; they double from stage to stage.
+            kwargs: further arguments of the blocks; strides and, with 64 ``base_channels``, channels are the paper's.
         """
         if block_class is None:
             block_class = BasicBlock if _num_blocks(depth) and depth < 50 else BottleneckBlock
         expansion = 1 if depth < 50 else 4
         stages = []
-        in_channels = 64
+        in_channels = base_channels
         for i, num_blocks in enumerate(_num_blocks(depth)):
-            width = 64 * 2**i
+            width = base_channels * 2**i
             if issubclass(block_class, BottleneckBlock | DeformBottleneckBlock):
                 kwargs["bottleneck_channels"] = width
             stride_per_block = [1 if i == 0 else 2] + [1] * (num_blocks - 1)
@@ -371,7 +372,7 @@ def _block_class(basic: bool, deformable: bool) -> type[CNNBlockBase]:
 
 def _num_blocks(depth: int) -> tuple[int, ...]:
     if depth not in _NUM_BLOCKS:
-        raise ConfigError(f"MODEL.RESNETS.DEPTH is {depth}; it must be one of {', '.join(map(str, _NUM_BLOCKS))}.")
+        raise ConfigError(f"a ResNet's DEPTH is {depth}; it must be one of {', '.join(map(str, _NUM_BLOCKS))}.")
     return _NUM_BLOCKS[depth]
 
 
@@ -380,7 +381,7 @@ def _check_out_features(out_features: Sequence[str], stages: list[str], num_clas
     unknown = [name for name in out_features if name not in known]
     if unknown or not out_features:
         raise ConfigError(
-            f"MODEL.RESNETS.OUT_FEATURES is {list(out_features)}; it must name at least one of {', '.join(known)}."
+            f"a ResNet's OUT_FEATURES is {list(out_features)}; it must name at least one of {', '.join(known)}."
         )
 
 
