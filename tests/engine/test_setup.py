@@ -116,6 +116,21 @@ def test_number_of_classes_of_pixels_is_checked_too(dataset, architecture):
     check_num_classes(cfg)
 
 
+def test_number_of_classes_of_images_is_checked_too():
+    MetadataCatalog.get("three_kinds").classes = ("cat", "dog", "owl")
+    DatasetCatalog.register("three_kinds", list)
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TRAIN = "ImageClassifier", ("three_kinds",)
+    try:
+        with pytest.raises(ConfigError, match=r"\(cat, dog, owl\)\..* MODEL: \{CLASSIFIER: \{NUM_CLASSES: 3\}\}"):
+            check_num_classes(cfg)
+        cfg.MODEL.CLASSIFIER.NUM_CLASSES = 3
+        check_num_classes(cfg)
+    finally:
+        DatasetCatalog.remove("three_kinds")
+        MetadataCatalog.remove("three_kinds")
+
+
 def test_datasets_that_a_project_loads_itself_are_not_checked():
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TRAIN = "RetinaNet", ("not_in_the_catalog",)
