@@ -12,16 +12,20 @@ from detlib.data.build import (
 from detlib.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from detlib.data.common import DatasetFromList, MapDataset, ToIterableDataset
 from detlib.data.dataset_mapper import DatasetMapper
+from detlib.data.wrappers import ClassBalancedDataset, KFold, RepeatDataset
 
 from detlib.data import datasets  # isort: skip  # Last, as it registers in the catalogs the datasets that detlib knows.
 
 __all__ = [
+    "ClassBalancedDataset",
     "DatasetCatalog",
     "DatasetFromList",
     "DatasetMapper",
+    "KFold",
     "MapDataset",
     "Metadata",
     "MetadataCatalog",
+    "RepeatDataset",
     "ToIterableDataset",
     "build_batch_data_loader",
     "build_detection_test_loader",

@@ -14,11 +14,11 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     Raises:
         ConfigError: a key has a wrong value, or the list comes with keys that it replaces.
     """
-    parts = cfg.INPUT.AUGMENTATIONS_TRAIN if is_train else cfg.INPUT.AUGMENTATIONS_TEST
-    if parts:
+    key = "AUGMENTATIONS_TRAIN" if is_train else "AUGMENTATIONS_TEST"
+    if cfg.INPUT[key]:
         if is_train:
             _check_alone(cfg)
-        return T.build_augmentations(parts, cfg.INPUT.FORMAT)
+        return T.build_augmentations(cfg.INPUT[key], cfg.INPUT.FORMAT, f"INPUT.{key}")
     if not is_train:
         return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     flip = cfg.INPUT.RANDOM_FLIP

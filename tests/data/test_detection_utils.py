@@ -3,7 +3,6 @@ import pytest
 import torch
 from pycocotools import mask as mask_util
 
-from detlib.config import get_cfg
 from detlib.data import detection_utils as utils
 from detlib.data import transforms as T
 from detlib.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks, RotatedBoxes
@@ -212,33 +211,10 @@ def test_federated_loss_weights_are_image_counts_in_the_order_of_ids(metadata):
     assert utils.get_fed_loss_cls_weights("rare", 0.5).tolist() == [2, 3]
 
 
-def test_augmentation_of_training_resizes_and_flips():
-    cfg = get_cfg()
-    assert [type(a) for a in utils.build_augmentation(cfg, True)] == [T.ResizeShortestEdge, T.RandomFlip]
-    cfg.INPUT.RANDOM_FLIP = "none"
-    assert [type(a) for a in utils.build_augmentation(cfg, True)] == [T.ResizeShortestEdge]
-    cfg.INPUT.RANDOM_FLIP = "diagonal"
-    with pytest.raises(ConfigError, match=r"INPUT.RANDOM_FLIP.*'diagonal'"):
-        utils.build_augmentation(cfg, True)
-
-
-@pytest.mark.parametrize(("pad", "size"), [(True, (64, 96)), (False, (50, 25))])
-def test_large_scale_jitter_fits_the_image_into_a_size_and_crops_to_it(pad, size):
-    cfg = get_cfg()
-    cfg.INPUT.LARGE_SCALE_JITTER.merge_from_list(["ENABLED", True, "SIZE", [64, 96], "PAD", pad])
-    cfg.INPUT.LARGE_SCALE_JITTER.merge_from_list(["MIN_SCALE", 50 / 64, "MAX_SCALE", 50 / 64])
-    augmentations = utils.build_augmentation(cfg, True)
-    assert [type(a) for a in augmentations] == [T.ResizeScale, T.FixedSizeCrop, T.RandomFlip]
-    sample = T.AugInput(np.zeros((100, 50, 3), np.uint8))
-    T.AugmentationList(augmentations)(sample)
-    assert sample.image.shape[:2] == size
-    cfg.INPUT.LARGE_SCALE_JITTER.merge_from_list(["MIN_SCALE", 2.0, "MAX_SCALE", 2.0])
-    sample = T.AugInput(np.zeros((100, 150, 3), np.uint8))
-    T.AugmentationList(utils.build_augmentation(cfg, True))(sample)
-    assert sample.image.shape[:2] == (64, 96)  # Cut from 128 x 192.
-
-
-def test_augmentation_of_evaluation_only_resizes():
-    (resize,) = utils.build_augmentation(get_cfg(), False)
-    transform = resize.get_transform(np.zeros((400, 500, 3), np.uint8))
-    assert (transform.new_h, transform.new_w) == (800, 1000)
+@pytest.mark.parametrize("dtype", [np.uint8, bool])
+def test_padding_is_no_part_of_a_mask(dtype):
+    mask = np.array([[0, 1], [0, 0]], dtype=dtype)
+    annotation = {"bbox": [1, 0, 1, 1], "bbox_mode": BoxMode.XYWH_ABS, "segmentation": mask}
+    pad = T.PadTransform(0, 0, 1, 1, seg_pad_value=255)
+    result = utils.transform_instance_annotations(annotation, pad, (3, 3))
+    assert result["segmentation"].tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 0]]

@@ -16,18 +16,22 @@ from detlib.data.datasets.builtin_meta import (
     person_keypoint_metadata,
     separated_metadata,
 )
+from detlib.data.datasets.cifar import CIFAR10, CIFAR100, register_cifar
 from detlib.data.datasets.cityscapes import load_cityscapes_instances, load_cityscapes_semantic
 from detlib.data.datasets.coco import load_sem_seg, register_coco_instances
 from detlib.data.datasets.coco_panoptic import register_coco_panoptic, register_coco_panoptic_separated
 from detlib.data.datasets.files import datasets_root, require_files
+from detlib.data.datasets.image_folder import register_image_folder
 from detlib.data.datasets.lvis import register_lvis_with_categories_of, version_files
 from detlib.data.datasets.pascal_voc import register_pascal_voc
 
 __all__ = [
     "datasets_root",
     "register_all_ade20k",
+    "register_all_cifar",
     "register_all_cityscapes",
     "register_all_coco",
+    "register_all_imagenet",
     "register_all_lvis",
     "register_all_pascal_voc",
 ]
@@ -174,6 +178,31 @@ def register_all_pascal_voc(root: str) -> None:
             require_files(
                 name, root, (os.path.join(folder, "JPEGImages"), os.path.join(folder, "Annotations"), image_set)
             )
+
+
+def register_all_cifar(root: str) -> None:
+    """Register CIFAR-10 and CIFAR-100.
+
+    Args:
+        root: folder that holds ``cifar-10-batches-py/`` and ``cifar-100-python/``.
+    """
+    for name, version in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
+        for split, files in version.files_of_split.items():
+            register_cifar(f"{name}_{split}", root, split, version)
+            needed = [os.path.join(root, version.folder, file) for file in (*files, version.meta_file)]
+            require_files(f"{name}_{split}", root, needed, f"They are in {version.url}.")
+
+
+def register_all_imagenet(root: str) -> None:
+    """Register the 1000 classes of ImageNet's challenge of 2012, named by their ids of WordNet such as "n01440764".
+
+    Args:
+        root: folder that holds ``imagenet/``.
+    """
+    for split in ("train", "val"):
+        folder = os.path.join(root, "imagenet", split)
+        register_image_folder(f"imagenet_1k_{split}", folder)
+        require_files(f"imagenet_1k_{split}", root, [folder])
 
 
 def register_all_ade20k(root: str) -> None:

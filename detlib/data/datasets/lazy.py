@@ -4,11 +4,11 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from detlib.data.catalog import DatasetCatalog, Metadata
+from detlib.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from detlib.utils.errors import MissingFileError
 from detlib.utils.logger import log_first_n
 
-__all__ = ["LazyMetadata", "prepare_before_loading"]
+__all__ = ["LazyMetadata", "prepare_before_loading", "set_lazy_metadata"]
 
 
 def prepare_before_loading(name: str, prepare: Callable[[], Any]) -> None:
@@ -69,3 +69,10 @@ class LazyMetadata(Metadata):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LazyMetadata, (self.name, self._keys, self._read), dict(self.__dict__)
+
+
+def set_lazy_metadata(name: str, keys: Iterable[str], read: Callable[[], dict[str, Any]]) -> Metadata:
+    """Make the metadata of a dataset a :class:`LazyMetadata` and return it; what it had stays."""
+    known = MetadataCatalog.get(name).as_dict() if name in MetadataCatalog else {}
+    MetadataCatalog[name] = LazyMetadata(name, keys, read).set(**known)
+    return MetadataCatalog[name]

@@ -26,7 +26,7 @@ from detlib.data.datasets.coco_format import (
     some,
 )
 from detlib.data.datasets.files import datasets_root, missing_files_error
-from detlib.data.datasets.lazy import LazyMetadata
+from detlib.data.datasets.lazy import set_lazy_metadata
 from detlib.utils.errors import DatasetError, MissingFileError, UnknownNameError
 from detlib.utils.file_io import PathManager
 
@@ -81,12 +81,9 @@ def register_lvis_with_categories_of(
     """
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
     DatasetCatalog.register(name, lambda: load_lvis_json(json_file, image_root, name))
-    known = MetadataCatalog.get(name).as_dict() if name in MetadataCatalog else {}
     read = functools.partial(_metadata_of_files, tuple(category_files), f"metadata of dataset {name!r}", root)
-    MetadataCatalog[name] = (
-        LazyMetadata(name, LAZY_KEYS, read)
-        .set(**known)
-        .set(json_file=json_file, image_root=image_root, evaluator_type="lvis", **metadata)
+    set_lazy_metadata(name, LAZY_KEYS, read).set(
+        json_file=json_file, image_root=image_root, evaluator_type="lvis", **metadata
     )
 
 

@@ -1,7 +1,8 @@
-"""Pascal VOC: one XML file of boxes per image (development kit of VOC2012, sec. 8)."""
+"""Pascal VOC: one XML file of boxes per image (development kit of VOC2012, sec. 8), or of the classes in it."""
 
 import os
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from detlib.data.catalog import DatasetCatalog, MetadataCatalog
@@ -9,7 +10,14 @@ from detlib.structures import BoxMode
 from detlib.utils.errors import DatasetError, MissingFileError
 from detlib.utils.file_io import PathManager
 
-__all__ = ["CLASS_NAMES", "load_voc_instances", "read_xml", "register_pascal_voc"]
+__all__ = [
+    "CLASS_NAMES",
+    "load_voc_instances",
+    "load_voc_labels",
+    "read_xml",
+    "register_pascal_voc",
+    "register_voc_multi_label",
+]
 
 # fmt: off
 CLASS_NAMES = (
@@ -41,6 +49,19 @@ def register_pascal_voc(
     )
 
 
+def register_voc_multi_label(name: str, dirname: str, split: str, class_names: Sequence[str] = CLASS_NAMES) -> None:
+    """Register a dataset in VOC's layout for classification: which classes are in an image, see load_voc_labels.
+
+    Args:
+        name: name for the config, for example ``voc_2007_trainval_multi_label``; the others are those of
+            :func:`register_pascal_voc`.
+    """
+    DatasetCatalog.register(name, lambda: load_voc_labels(dirname, split, class_names))
+    MetadataCatalog.get(name).set(
+        classes=tuple(class_names), dirname=dirname, split=split, evaluator_type="multi_label_classification"
+    )
+
+
 def load_voc_instances(dirname: str, split: str, class_names: list[str] | tuple[str, ...]) -> list[dict[str, Any]]:
     """Read the annotations of a split; objects marked difficult are among them.
 
@@ -60,6 +81,29 @@ def load_voc_instances(dirname: str, split: str, class_names: list[str] | tuple[
         MissingFileError: the file of the split, or one that it names, does not exist.
         DatasetError: an annotation is damaged or of an unknown class.
     """
+    return _load(dirname, split, class_names, _annotations)
+
+
+def load_voc_labels(dirname: str, split: str, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Read which classes are in the images of a split.
+
+    Arguments and errors are those of :func:`load_voc_instances`.
+
+    Returns:
+        One dict per image: ``file_name``, ``image_id``, ``height``, ``width``, the sorted ``labels`` of all classes in
+        it, and ``ignored_labels``: those among them of which all objects are marked difficult. In testing, it counts
+        neither for nor against a model whether it finds them.
+    """
+    return _load(dirname, split, class_names, _labels)
+
+
+def _load(
+    dirname: str,
+    split: str,
+    class_names: Sequence[str],
+    read_objects: Callable[[ElementTree.Element, dict[str, int], str], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Read a split; read_objects gives what its samples say of the objects in an annotation file."""
     image_set = os.path.join(dirname, "ImageSets", "Main", f"{split}.txt")
     if not PathManager.isfile(image_set):
         raise MissingFileError(f"{image_set!r}, the list of images of a VOC split, does not exist; check the folder")
@@ -67,34 +111,53 @@ def load_voc_instances(dirname: str, split: str, class_names: list[str] | tuple[
         # A second column says in the lists of one class whether it is in the image.
         image_ids = [line.split()[0] for line in file if line.strip()]
     category_ids = {name: index for index, name in enumerate(class_names)}
-    return [_sample(dirname, image_id, category_ids) for image_id in image_ids]
+    samples = []
+    for image_id in image_ids:
+        xml_file = os.path.join(dirname, "Annotations", f"{image_id}.xml")
+        root = read_xml(xml_file)
+        try:
+            sample = {
+                "file_name": os.path.join(dirname, "JPEGImages", f"{image_id}.jpg"),
+                "image_id": image_id,
+                "height": int(root.findtext("./size/height")),
+                "width": int(root.findtext("./size/width")),
+            }
+            samples.append({**sample, **read_objects(root, category_ids, xml_file)})
+        except DatasetError:
+            raise
+        except (AttributeError, TypeError, ValueError) as error:
+            raise DatasetError(f"{xml_file} is not an annotation of Pascal VOC: {error}") from error
+    return samples
 
 
-def _sample(dirname: str, image_id: str, category_ids: dict[str, int]) -> dict[str, Any]:
-    xml_file = os.path.join(dirname, "Annotations", f"{image_id}.xml")
-    root = read_xml(xml_file)
-    try:
-        return {
-            "file_name": os.path.join(dirname, "JPEGImages", f"{image_id}.jpg"),
-            "image_id": image_id,
-            "height": int(root.findtext("./size/height")),
-            "width": int(root.findtext("./size/width")),
-            "annotations": [_instance(element, category_ids, xml_file) for element in root.iter("object")],
-        }
-    except DatasetError:
-        raise
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DatasetError(f"{xml_file} is not an annotation of Pascal VOC: {error}") from error
+def _annotations(root: ElementTree.Element, category_ids: dict[str, int], xml_file: str) -> dict[str, Any]:
+    return {"annotations": [_instance(element, category_ids, xml_file) for element in root.iter("object")]}
 
 
-def _instance(element: ElementTree.Element, category_ids: dict[str, int], xml_file: str) -> dict[str, Any]:
+def _labels(root: ElementTree.Element, category_ids: dict[str, int], xml_file: str) -> dict[str, Any]:
+    objects = list(root.iter("object"))
+    present = {_category_id(element, category_ids, xml_file) for element in objects}
+    counted = {
+        _category_id(element, category_ids, xml_file)
+        for element in objects
+        if int(element.findtext("difficult", "0")) == 0
+    }
+    return {"labels": sorted(present), "ignored_labels": sorted(present - counted)}
+
+
+def _category_id(element: ElementTree.Element, category_ids: dict[str, int], xml_file: str) -> int:
     name = element.findtext("name")
     if name not in category_ids:
         raise DatasetError(f"{xml_file}: an object is of the class {name!r}; known are {', '.join(category_ids)}")
+    return category_ids[name]
+
+
+def _instance(element: ElementTree.Element, category_ids: dict[str, int], xml_file: str) -> dict[str, Any]:
+    category_id = _category_id(element, category_ids, xml_file)
     box = element.find("bndbox")
     xmin, ymin, xmax, ymax = (float(box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax"))
     return {
-        "category_id": category_ids[name],
+        "category_id": category_id,
         "bbox": [xmin - 1, ymin - 1, xmax, ymax],
         "bbox_mode": BoxMode.XYXY_ABS,
     }

@@ -7,9 +7,15 @@ DATASETS:
     - {NAME: roads_train, TYPE: sem_seg_folders, IMAGES: data/train, LABELS: data/train_masks, CLASSES: [road, other]}
     - {NAME: tissue_train, TYPE: coco_panoptic, JSON: data/panoptic.json, IMAGES: data/images, PANOPTIC: data/panoptic,
        INSTANCES: data/instances.json}
+    - {NAME: birds_train, TYPE: pascal_voc, ROOT: data/birds, SPLIT: train, CLASSES: [wren, robin]}
+    - {NAME: birds_tags_train, TYPE: voc_multi_label, ROOT: data/birds, SPLIT: train, CLASSES: [wren, robin]}
+    - {NAME: leaves_train, TYPE: image_folder, IMAGES: data/leaves}
+    - {NAME: leaves_test, TYPE: image_folder, IMAGES: data/leaves, ANNOTATIONS: data/test.txt, CLASSES: [elm, oak]}
+    - {NAME: cifar_train, TYPE: cifar10, ROOT: data, SPLIT: train}
 """
 
 import difflib
+import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,9 +23,12 @@ from typing import Any
 
 from detlib.config import CfgNode
 from detlib.data.catalog import DatasetCatalog, MetadataCatalog
+from detlib.data.datasets.cifar import CIFAR10, CIFAR100, register_cifar
 from detlib.data.datasets.coco import register_coco_instances
+from detlib.data.datasets.image_folder import register_image_folder
 from detlib.data.datasets.lazy import prepare_before_loading
 from detlib.data.datasets.panoptic_instances import register_panoptic_with_instances
+from detlib.data.datasets.pascal_voc import register_pascal_voc, register_voc_multi_label
 from detlib.data.datasets.sem_seg import register_sem_seg, register_sem_seg_folders
 from detlib.utils.errors import ConfigError, MissingFileError
 from detlib.utils.file_io import PathManager
@@ -28,31 +37,97 @@ __all__ = ["register_datasets"]
 
 
 @dataclass(frozen=True)
+class _Kind:
+    """What values of a key must be like."""
+
+    fits: Callable[[Any], bool]
+    expected: str
+    is_path: bool = False  # Then it is expanded ...
+    must_exist: bool = False  # ... and looked for before the dataset is loaded.
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(name, str) for name in value)
+
+
+_TEXT = _Kind(_is_text, "a string that is not empty")
+_PATH = _Kind(_is_text, "a string that is not empty", is_path=True, must_exist=True)
+_FOLDER_TO_FILL = _Kind(_is_text, "a string that is not empty", is_path=True)  # Loading says what is to be put there.
+_NAMES = _Kind(_are_names, "the names of the classes 0, 1, ... in a list")
+_NUMBER = _Kind(lambda value: type(value) is int, "a whole number")
+_TRAIN_OR_TEST = _Kind(("train", "test").__contains__, "'train' or 'test'")
+
+
+@dataclass(frozen=True)
+class _Key:
+    argument: str  # Of the function that registers.
+    kind: _Kind = _PATH
+    optional: bool = False
+
+
+@dataclass(frozen=True)
 class _DatasetType:
-    path_keys: tuple[str, ...]
-    register: Callable[..., None]  # Takes the name, the paths in the order of their keys, and the values by theirs.
-    value_keys: tuple[str, ...] = ()
-    optional_keys: tuple[str, ...] = ()  # Values, too.
+    register: Callable[..., None]  # Takes the name, and the arguments that the keys give.
+    own_keys: Mapping[str, _Key]
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        return ("NAME", "TYPE", *self.path_keys, *self.value_keys, *self.optional_keys)
+    def keys(self) -> dict[str, _Key]:
+        return {"NAME": _Key("name", _TEXT), "TYPE": _Key("type", _TEXT), **self.own_keys}
 
+
+_VOC_KEYS = {
+    "ROOT": _Key("dirname"),
+    "SPLIT": _Key("split", _TEXT),
+    "CLASSES": _Key("class_names", _NAMES, optional=True),
+}
+_CIFAR_KEYS = {"ROOT": _Key("root", _FOLDER_TO_FILL), "SPLIT": _Key("split", _TRAIN_OR_TEST)}
 
 TYPES = {
     "coco": _DatasetType(
-        ("JSON", "IMAGES"), lambda name, json, images: register_coco_instances(name, {}, json, images)
+        functools.partial(register_coco_instances, metadata={}),
+        {"JSON": _Key("json_file"), "IMAGES": _Key("image_root")},
     ),
-    "sem_seg": _DatasetType(("JSON", "IMAGES", "LABELS"), register_sem_seg),
+    "sem_seg": _DatasetType(
+        register_sem_seg, {"JSON": _Key("json_file"), "IMAGES": _Key("image_root"), "LABELS": _Key("sem_seg_root")}
+    ),
     "sem_seg_folders": _DatasetType(
-        ("IMAGES", "LABELS"),
-        lambda name, images, labels, CLASSES, IGNORE_LABEL=255: register_sem_seg_folders(
-            name, images, labels, CLASSES, IGNORE_LABEL
-        ),
-        value_keys=("CLASSES",),
-        optional_keys=("IGNORE_LABEL",),
+        register_sem_seg_folders,
+        {
+            "IMAGES": _Key("image_root"),
+            "LABELS": _Key("sem_seg_root"),
+            "CLASSES": _Key("classes", _NAMES),
+            "IGNORE_LABEL": _Key("ignore_label", _NUMBER, optional=True),
+        },
     ),
-    "coco_panoptic": _DatasetType(("JSON", "IMAGES", "PANOPTIC", "INSTANCES"), register_panoptic_with_instances),
+    "coco_panoptic": _DatasetType(
+        register_panoptic_with_instances,
+        {
+            "JSON": _Key("panoptic_json"),
+            "IMAGES": _Key("image_root"),
+            "PANOPTIC": _Key("panoptic_root"),
+            "INSTANCES": _Key("instances_json"),
+        },
+    ),
+    "pascal_voc": _DatasetType(
+        # From 2010 on, the area under the curve is what counts.
+        functools.partial(register_pascal_voc, year=2012),
+        {**_VOC_KEYS, "YEAR": _Key("year", _NUMBER, optional=True)},
+    ),
+    "voc_multi_label": _DatasetType(register_voc_multi_label, _VOC_KEYS),
+    "image_folder": _DatasetType(
+        register_image_folder,
+        {
+            "IMAGES": _Key("image_root"),
+            "ANNOTATIONS": _Key("list_file", optional=True),
+            "CLASSES": _Key("classes", _NAMES, optional=True),
+        },
+    ),
+    "cifar10": _DatasetType(functools.partial(register_cifar, version=CIFAR10), _CIFAR_KEYS),
+    "cifar100": _DatasetType(functools.partial(register_cifar, version=CIFAR100), _CIFAR_KEYS),
 }
 
 
@@ -79,37 +154,34 @@ def _register(entry: Any, where: str) -> None:
     dataset_type = TYPES[type_name]
     _check_keys(entry, dataset_type, where)
     name = entry["NAME"]
-    paths = {key: _expand(entry[key]) for key in dataset_type.path_keys}
-    values = {key: entry[key] for key in (*dataset_type.value_keys, *dataset_type.optional_keys) if key in entry}
-    declaration = {"TYPE": type_name, **paths, **values}
+    keys = {key: description for key, description in dataset_type.own_keys.items() if key in entry}
+    values = {key: _expand(entry[key]) if keys[key].kind.is_path else entry[key] for key in keys}
+    declaration = {"TYPE": type_name, **values}
     if name in DatasetCatalog:
         if MetadataCatalog.get(name).get("declaration") == declaration:
             return
         raise ConfigError(f"{where}.NAME: {name!r} is already the name of other data; choose another one")
-    dataset_type.register(name, *paths.values(), **values)
+    dataset_type.register(name, **{keys[key].argument: value for key, value in values.items()})
     MetadataCatalog.get(name).set(declaration=declaration)
+    paths = {key: value for key, value in values.items() if keys[key].kind.must_exist}
     prepare_before_loading(name, lambda: _check_paths(name, paths, where))
 
 
 def _check_keys(entry: Mapping[str, Any], dataset_type: _DatasetType, where: str) -> None:
+    keys = dataset_type.keys
     for key in entry:
-        if key not in dataset_type.keys:
-            raise ConfigError(f"{where} has the unknown key {key!r}; {_suggest(key, dataset_type.keys)}")
-    needed = ("NAME", "TYPE", *dataset_type.path_keys, *dataset_type.value_keys)
+        if key not in keys:
+            raise ConfigError(f"{where} has the unknown key {key!r}; {_suggest(key, keys)}")
+    needed = [key for key in keys if not keys[key].optional]
     for key in needed:
         if key not in entry:
             raise ConfigError(f"{where} lacks {key}; a dataset of TYPE {entry['TYPE']} needs {', '.join(needed)}")
-    for key in ("NAME", *dataset_type.path_keys):
-        if not isinstance(entry[key], str) or not entry[key]:
-            raise ConfigError(f"{where}.{key} is {entry[key]!r}; expected a string that is not empty")
-    classes, ignore_label = entry.get("CLASSES", ["any"]), entry.get("IGNORE_LABEL", 255)
-    if not isinstance(classes, list | tuple) or not classes or not all(isinstance(name, str) for name in classes):
-        raise ConfigError(f"{where}.CLASSES is {classes!r}; expected the names of pixel values 0, 1, ... in a list")
-    if not isinstance(ignore_label, int):
-        raise ConfigError(f"{where}.IGNORE_LABEL is {ignore_label!r}; expected the pixel value that does not count")
+    for key, value in entry.items():
+        if not keys[key].kind.fits(value):
+            raise ConfigError(f"{where}.{key} is {value!r}; expected {keys[key].kind.expected}")
 
 
-def _suggest(given: Any, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+def _suggest(given: Any, known: Mapping[str, Any]) -> str:
     by_upper = {name.upper(): name for name in known}
     close = difflib.get_close_matches(str(given).upper(), by_upper, n=1)
     hint = f"did you mean {by_upper[close[0]]!r}? " if close else ""

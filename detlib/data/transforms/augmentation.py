@@ -122,7 +122,7 @@ def as_augmentation(augmentation: Augmentation | Transform) -> Augmentation:
 
 def as_size(size: int | Sequence[int], owner: str) -> tuple[int, int]:
     """Return (height, width) of a size that may be one number for both."""
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"{owner}: a size is one number of pixels or (height, width), got {size!r}")
     return sides

@@ -8,7 +8,7 @@ from fvcore.transforms.transform import Transform
 from detlib.config import build_component
 from detlib.data.transforms.augmentation import Augmentation, as_augmentation
 from detlib.data.transforms.color import RandomLighting, RandomSaturation
-from detlib.utils.errors import ConfigError
+from detlib.utils.errors import ConfigError, DetlibError
 from detlib.utils.registry import Registry
 
 __all__ = ["AUGMENTATION_REGISTRY", "build_augmentations"]
@@ -25,7 +25,9 @@ An argument named ``image_format`` is given ``INPUT.FORMAT``.
 _RGB_ONLY = (RandomLighting, RandomSaturation)
 
 
-def build_augmentations(parts: Sequence[Any], image_format: str = "RGB") -> list[Augmentation]:
+def build_augmentations(
+    parts: Sequence[Any], image_format: str = "RGB", where: str = "augmentations"
+) -> list[Augmentation]:
     """Build what a list of ``{NAME: X, ...}`` names, keys being arguments in upper case::
 
         - {NAME: RandomResizedCrop, SIZE: 224}
@@ -33,12 +35,21 @@ def build_augmentations(parts: Sequence[Any], image_format: str = "RGB") -> list
 
     Args:
         image_format: of the images that they will get, such as "BGR".
+        where: what errors call the list.
 
     Raises:
         UnknownNameError: there is no augmentation of that name.
-        ConfigError: it has no such argument, or is for images of another format.
+        ConfigError: it has no such argument, or not with that value, or is for images of another format.
     """
-    return [as_augmentation(_build(part, image_format)) for part in parts]
+    augmentations = []
+    for index, part in enumerate(parts):
+        try:
+            augmentations.append(as_augmentation(_build(part, image_format)))
+        except DetlibError as error:
+            raise type(error)(f"{where}[{index}]: {error}") from None
+        except (TypeError, ValueError) as error:  # Of a constructor, about the values.
+            raise ConfigError(f"{where}[{index}]: {error}") from error
+    return augmentations
 
 
 def _build(part: Any, image_format: str) -> Augmentation | Transform:

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+import torch
+import torchvision.transforms.functional as TF
 
 from detlib.data import transforms as T
 
@@ -125,3 +127,95 @@ def test_min_iou_crop_takes_images_without_objects():
     for boxes in (None, np.zeros((0, 4))):
         transform = T.MinIoURandomCrop().get_transform(black(50, 50), boxes)
         assert isinstance(transform, (T.NoOpTransform, T.CropTransform))
+
+
+def noise(height, width):
+    return np.random.RandomState(1).randint(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(50, 80), (3, 200), (200, 3), (1, 1)])
+@pytest.mark.parametrize(("size", "shape"), [(8, (8, 8)), ((6, 9), (6, 9))])
+def test_resized_crop_has_a_fixed_size_for_any_image(height, width, size, shape):
+    for _ in range(5):
+        image, _ = T.apply_augmentations([T.RandomResizedCrop(size)], black(height, width))
+        assert image.shape == (*shape, 3)
+
+
+def test_windows_of_resized_crop_are_within_the_ranges_of_area_and_ratio():
+    policy = T.RandomResizedCrop(8, scale=(0.1, 0.5), ratio=(0.5, 2))
+    crops = [policy.get_transform(black(400, 600)).transforms[0] for _ in range(200)]
+    areas = np.array([crop.w * crop.h for crop in crops]) / (400 * 600)
+    ratios = np.array([crop.w / crop.h for crop in crops])
+    assert 0.099 < areas.min() < 0.15 and 0.4 < areas.max() < 0.501
+    assert 0.49 < ratios.min() < 0.6 and 1.7 < ratios.max() < 2.02
+    assert abs(np.log(ratios).mean()) < 0.1  # As many tall ones as wide ones.
+    assert all(crop.x0 + crop.w <= 600 and crop.y0 + crop.h <= 400 for crop in crops)
+
+
+def test_image_too_long_for_any_window_is_cropped_in_the_middle():
+    (crop, _) = T.RandomResizedCrop(8, scale=(1, 1), ratio=(1, 2)).get_transform(black(10, 100)).transforms
+    assert (crop.x0, crop.y0, crop.w, crop.h) == (40, 0, 20, 10)
+
+
+def test_resized_crop_moves_boxes_masks_and_polygons_alike():
+    mask = np.zeros((40, 60), dtype=np.uint8)
+    mask[10:30, 20:50] = 1
+    policy = T.RandomResizedCrop((80, 120), scale=(0.9, 0.9), ratio=(1.5, 1.5))
+    transform = policy.get_transform(black(40, 60))
+    rows, columns = np.nonzero(transform.apply_segmentation(mask))
+    box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    np.testing.assert_allclose(transform.apply_box(np.array([[20.0, 10, 50, 30]]))[0], box, atol=1)
+    (polygon,) = transform.apply_polygons([np.array([[20.0, 10], [50, 10], [50, 30], [20, 30]])])
+    np.testing.assert_allclose([*polygon.min(axis=0), *polygon.max(axis=0)], box, atol=1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 9), (7, 8), (5, 5), (3, 9), (2, 3)])
+def test_center_crop_agrees_with_torchvision(height, width):
+    image = noise(height, width)
+    cropped, _ = T.apply_augmentations([T.CenterCrop((4, 5))], image)
+    expected = TF.center_crop(torch.from_numpy(image).permute(2, 0, 1), [4, 5])
+    np.testing.assert_array_equal(cropped, expected.permute(1, 2, 0).numpy())
+
+
+def test_center_crop_pads_labels_with_their_own_value():
+    aug_input = T.AugInput(black(2, 2), sem_seg=np.zeros((2, 2), np.uint8), boxes=np.array([[0.0, 0, 2, 2]]))
+    T.CenterCrop(4, pad_value=9)(aug_input)
+    assert aug_input.image[:, :, 0].tolist() == [[9] * 4, [9, 0, 0, 9], [9, 0, 0, 9], [9] * 4]
+    assert aug_input.sem_seg[0].tolist() == [255] * 4
+    assert aug_input.boxes.tolist() == [[1, 1, 3, 3]]
+
+
+def test_padded_crop_reaches_every_place_and_keeps_the_size():
+    policy = T.RandomPaddedCrop(3, padding=1, pad_value=7)
+    image = np.arange(9, dtype=np.uint8).reshape(3, 3) + 10
+    crops = [policy.get_transform(image).apply_image(image) for _ in range(100)]
+    assert {crop.shape for crop in crops} == {(3, 3)}
+    assert {crop[1, 1] for crop in crops} == set(range(10, 19))
+    corner = next(crop for crop in crops if crop[1, 1] == 10)
+    assert corner.tolist() == [[7, 7, 7], [7, 10, 11], [7, 13, 14]]
+
+
+def test_padded_crop_is_undone_by_its_inverse():
+    transform = T.RandomPaddedCrop(32, padding=4).get_transform(black(32, 32))
+    points = np.array([[3.0, 4.0]])
+    np.testing.assert_allclose(transform.inverse().apply_coords(transform.apply_coords(points.copy())), points)
+
+
+def test_image_too_small_for_a_padded_crop_is_refused():
+    with pytest.raises(ValueError, match=r"28 x 40 .*too small for the size \(32, 32\)"):
+        T.RandomPaddedCrop(32, padding=4).get_transform(black(20, 32))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: T.RandomResizedCrop((1, 2, 3)), r"RandomResizedCrop: a size .*got \(1, 2, 3\)"),
+        (lambda: T.CenterCrop(0), "CenterCrop: a size .*got 0"),
+        (lambda: T.RandomPaddedCrop(2.5, 1), "RandomPaddedCrop: a size .*got 2.5"),
+        (lambda: T.RandomResizedCrop(8, scale=(0, 1)), "scale must be"),
+        (lambda: T.RandomResizedCrop(8, ratio=(2, 1)), r"ratio must be .*got \(2, 1\)"),
+    ],
+)
+def test_sizes_and_ranges_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

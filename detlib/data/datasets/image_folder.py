@@ -1,0 +1,189 @@
+"""Images with one label each: a folder for each class, or a list of files."""
+
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from detlib.data.catalog import DatasetCatalog, MetadataCatalog
+from detlib.data.datasets.lazy import set_lazy_metadata
+from detlib.utils.errors import ConfigError, DatasetError, MissingFileError
+from detlib.utils.file_io import PathManager
+
+__all__ = ["NoImagesError", "load_image_folder", "load_image_list", "register_image_folder"]
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif")
+
+logger = logging.getLogger(__name__)
+
+
+class NoImagesError(DatasetError, RuntimeError):
+    """There is no image in a folder. Code of the field catches a RuntimeError here, as torchvision once raised it."""
+
+    __str__ = DatasetError.__str__
+
+
+def register_image_folder(
+    name: str,
+    image_root: str | os.PathLike[str],
+    list_file: str | os.PathLike[str] | None = None,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Register images of one label each. No file is read before the dataset, or its classes, are first asked for.
+
+    Args:
+        name: name for the config, for example ``cells_train``.
+        image_root: folder with a folder for each class, see :func:`load_image_folder`.
+        list_file: a list of images below image_root, see :func:`load_image_list`; then folders mean nothing.
+        classes: names in the order of labels; those of the folders by default. A list needs them.
+    """
+    image_root = os.fspath(image_root)
+    if list_file is None:
+        load = functools.partial(load_image_folder, image_root, classes)
+    elif classes is None:
+        raise ConfigError(
+            f"dataset {name!r}: a list of images has the numbers of classes only; give their names, too, in CLASSES"
+        )
+    else:
+        load = functools.partial(load_image_list, list_file, image_root, classes)
+    DatasetCatalog.register(name, load)
+    if classes is None:
+        set_lazy_metadata(name, ("classes",), functools.partial(_metadata_of_folder, image_root))
+    else:
+        MetadataCatalog.get(name).set(classes=tuple(classes))
+    MetadataCatalog.get(name).set(image_root=image_root, evaluator_type="image_classification")
+
+
+def load_image_folder(image_root: str, classes: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Read a folder of the layout ``image_root/name_of_class/**/image.jpg``.
+
+    Labels are the places of the classes' folders in sorted order; an empty folder keeps its place. Names that begin
+    with a dot are hidden, and left out. Only the names of files are read: samples have no ``height`` and ``width``,
+    which the mapper takes from the image.
+
+    Args:
+        classes: other names for the sorted folders; as many as there are.
+
+    Returns:
+        One dict per image, class by class, sorted by path: ``file_name``, ``image_id`` (the path below image_root) and
+        ``label``.
+
+    Raises:
+        MissingFileError: there is no such folder.
+        NoImagesError: there is no image in it.
+        DatasetError: classes do not fit the folders.
+    """
+    folders = _class_folders(image_root)
+    _check_classes(image_root, folders, classes)
+    samples: list[dict[str, Any]] = []
+    empty = []
+    for label, folder in enumerate(folders):
+        paths = _image_paths(image_root, folder)
+        if not paths:
+            empty.append(folder)
+        samples += [{"file_name": os.path.join(image_root, p), "image_id": p, "label": label} for p in paths]
+    if not samples:
+        raise NoImagesError(
+            f"{image_root!r} has no image {'in its folders ' + ', '.join(folders) if folders else 'in a folder'}; "
+            f"expected {os.path.join(image_root, 'name_of_class', 'image.jpg')}, where files end in "
+            f"{', '.join(IMAGE_ENDINGS)}. Images without folders of classes need a list of them, ANNOTATIONS"
+        )
+    if empty:
+        logger.warning("%s: no image is of %s; each keeps its label all the same", image_root, ", ".join(empty))
+    return samples
+
+
+def load_image_list(list_file: str | os.PathLike[str], image_root: str, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Read a file with a line for each image: its path below image_root, a blank and the number of its class.
+
+    The path may have blanks, too. Lines without text are passed over.
+
+    Args:
+        classes: names of the classes 0, 1, ...
+
+    Returns:
+        One dict per image in the order of the lines: ``file_name``, ``image_id`` (the path of the line) and ``label``.
+
+    Raises:
+        MissingFileError: the list does not exist, or an image of it.
+        NoImagesError: the list is empty.
+        DatasetError: a line has another form, or a class that does not exist.
+    """
+    if not PathManager.isfile(list_file):
+        raise MissingFileError(f"list of images {os.fspath(list_file)!r} does not exist; check the path")
+    names_in = functools.cache(_names_in)
+    samples = []
+    with PathManager.open(list_file) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            path, label = _parse(line, f"{os.fspath(list_file)}:{number}", classes)
+            file_name = os.path.join(image_root, path)
+            # Folders are listed once each: asking for every file takes minutes for a million on a network drive.
+            if os.path.basename(path) not in names_in(os.path.dirname(file_name)):
+                raise MissingFileError(
+                    f"{os.fspath(list_file)}:{number}: image {file_name!r} does not exist; correct the line, or the "
+                    "folder that paths start from"
+                )
+            samples.append({"file_name": file_name, "image_id": path, "label": label})
+    if not samples:
+        raise NoImagesError(f"{os.fspath(list_file)!r} lists no image; expected lines like 'cat/1.jpg 0'")
+    return samples
+
+
+def _parse(line: str, where: str, classes: Sequence[str]) -> tuple[str, int]:
+    path, _, label = line.strip().rpartition(" ")
+    if not path or not label.isdecimal():
+        raise DatasetError(
+            f"{where}: {line.strip()!r} is not of the form 'path/of/image.jpg 3': a path, a blank, a class"
+        )
+    if int(label) >= len(classes):
+        raise DatasetError(
+            f"{where}: class {label} does not exist; there are {len(classes)} classes, numbered from 0: "
+            f"{', '.join(classes)}"
+        )
+    return path.rstrip(), int(label)
+
+
+def _class_folders(image_root: str) -> list[str]:
+    if not os.path.isdir(image_root):
+        raise MissingFileError(f"image folder {image_root!r} does not exist; check the path")
+    return sorted(entry.name for entry in os.scandir(image_root) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _metadata_of_folder(image_root: str) -> dict[str, Any]:
+    return {"classes": tuple(_class_folders(image_root))}
+
+
+def _check_classes(image_root: str, folders: list[str], classes: Sequence[str] | None) -> None:
+    if classes is None:
+        return
+    if len(classes) != len(folders):
+        raise DatasetError(
+            f"CLASSES has {len(classes)} names ({', '.join(classes)}), but {image_root!r} has {len(folders)} folders "
+            f"({', '.join(folders)}); each folder is one class"
+        )
+    if sorted(classes) == folders and list(classes) != folders:
+        raise DatasetError(
+            f"CLASSES has the folders of {image_root!r} in another order; labels follow the sorted folders. Leave "
+            f"CLASSES out, or write [{', '.join(folders)}]"
+        )
+
+
+def _image_paths(image_root: str, folder: str) -> list[str]:
+    """Sorted paths of the images in a folder and those below, from image_root on."""
+    found = []
+    for path, folders, names in os.walk(os.path.join(image_root, folder), followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below_root = os.path.relpath(path, image_root)
+        found += [
+            os.path.join(below_root, name)
+            for name in names
+            if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def _names_in(folder: str) -> frozenset[str]:
+    return frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
