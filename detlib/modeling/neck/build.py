@@ -13,7 +13,9 @@ __all__ = ["NECK_REGISTRY", "build_neck"]
 NECK_REGISTRY = Registry("NECK")
 NECK_REGISTRY.__doc__ = """
 Necks: modules built by `build_component`, offered ``input_shape``, the ``ShapeSpec`` of each feature map by name. They
-turn a dict of maps into a dict of maps and tell the shapes of the latter by ``output_shape()``.
+turn a dict of maps into a dict of maps and tell the shapes of the latter by ``output_shape()``; the height and width of
+the image are padded to multiples of their ``size_divisibility``, if they have one. Classifiers take a neck that pools
+the maps and has neither.
 """
 
 
