@@ -23,8 +23,6 @@ REGISTRIES = json.loads((GOLDEN / "registries.json").read_text())
 
 # Where detlib is different on purpose.
 EXCEPTIONS = {
-    "detlib.config.config.CfgNode.merge_from_file": "one more argument, import_custom_modules, after the known ones",
-    "detlib.data.dataset_mapper.DatasetMapper": "one more argument, use_rotated_boxes, after the known ones",
     "detlib.data.datasets.lvis_v0_5_categories.LVIS_CATEGORIES": "read from the annotations, which must be there",
     "detlib.data.datasets.lvis_v1_categories.LVIS_CATEGORIES": "read from the annotations, which must be there",
     "detlib.data.datasets.lvis_v1_category_image_count.LVIS_CATEGORY_IMAGE_COUNT": "read from the annotations",
@@ -32,15 +30,25 @@ EXCEPTIONS = {
     "detlib.modeling.backbone.fpn.FPN.__prepare_scriptable__": "TorchScript",
     "detlib.modeling.backbone.resnet.ResNet.__prepare_scriptable__": "TorchScript",
     "detlib.modeling.backbone.resnet.make_stage": "names the arguments that were *args, **kwargs",
-    "detlib.modeling.meta_arch.panoptic_fpn.PanopticFPN": "two more arguments, for config keys, after the known ones",
     "detlib.utils.registry.Registry": "a subclass of fvcore's that suggests the nearest name",
 }
 
 
-def describe(function: Any) -> str:
-    """Arguments as text, without annotations; functions among the defaults by their name."""
+def describe(function: Any, expected: str) -> str:
+    """Arguments as text, without annotations; functions among the defaults by their name.
+
+    Left out are optional arguments that are not expected and stand after all others, or are passed by name only: who
+    calls with the known arguments does not notice them.
+    """
     signature = inspect.signature(function)
+    known = set(re.findall(r"\w+", expected))
     arguments = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    last = max((i for i, p in enumerate(arguments) if p.name in known and p.kind != p.KEYWORD_ONLY), default=-1)
+    arguments = [
+        p
+        for i, p in enumerate(arguments)
+        if p.name in known or p.default is p.empty or (p.kind != p.KEYWORD_ONLY and i < last)
+    ]
     text = str(signature.replace(parameters=arguments, return_annotation=inspect.Signature.empty))
     return re.sub(r"<function (?:\w+\.)*(\w+) at 0x\w+>", r"<function \1>", text)
 
@@ -64,8 +72,8 @@ def differences(where: str, found: Any, expected: dict | str) -> list[str]:
     kind = {"class": inspect.isclass, "function": callable, "registry": lambda x: hasattr(x, "register")}
     if not kind.get(expected["kind"], lambda x: True)(found):
         wrong.append(f"{where} is no {expected['kind']}")
-    elif "signature" in expected and describe(found) != expected["signature"]:
-        wrong.append(f"{where}{describe(found)} instead of {expected['signature']}")
+    elif "signature" in expected and (text := describe(found, expected["signature"])) != expected["signature"]:
+        wrong.append(f"{where}{text} instead of {expected['signature']}")
     return wrong + _member_differences(where, found, expected)
 
 
@@ -95,7 +103,7 @@ def _method_differences(where: str, cls: type, name: str, expected: str) -> list
     if method is None:
         return [f"{where} is missing"]
     kind = type(method).__name__ if isinstance(method, classmethod | staticmethod) else ""
-    found = f"{kind} {describe(getattr(cls, name))}".strip()
+    found = f"{kind} {describe(getattr(cls, name), expected)}".strip()
     return [] if found == expected else [f"{where} is {found} instead of {expected}"]
 
 

@@ -1,11 +1,12 @@
 """Boxes as regression targets, and the loss of dense box predictions."""
 
 import math
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from detlib.layers import ciou_loss, diou_loss, giou_loss, smooth_l1_loss
+from detlib.modeling.loss.regression import CIoULoss, DIoULoss, GIoULoss, SmoothL1Loss
 from detlib.structures import Boxes
 from detlib.utils.errors import ConfigError
 
@@ -132,7 +133,75 @@ def _center_and_size(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     return top_left + 0.5 * wh, wh
 
 
-_IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
+_LOSSES: dict[str, Callable[[], nn.Module]] = {"giou": GIoULoss, "diou": DIoULoss, "ciou": CIoULoss}
+
+
+def box_loss(box_reg_loss_type: str, smooth_l1_beta: float = 0.0) -> nn.Module:
+    """The loss of the keys ``BBOX_REG_LOSS_TYPE`` and ``SMOOTH_L1_BETA``.
+
+    Args:
+        box_reg_loss_type: smooth_l1, on the deltas; giou, diou or ciou, on the boxes.
+        smooth_l1_beta: where L2 turns into L1; 0 is L1.
+    """
+    if box_reg_loss_type == "smooth_l1":
+        return SmoothL1Loss(beta=smooth_l1_beta)
+    if box_reg_loss_type not in _LOSSES:
+        known = ", ".join(["smooth_l1", *_LOSSES])
+        raise ConfigError(f"BBOX_REG_LOSS_TYPE is {box_reg_loss_type!r}; it must be one of {known}.")
+    return _LOSSES[box_reg_loss_type]()
+
+
+def box_regression_loss(
+    box2box_transform: Box2BoxTransform | Box2BoxTransformLinear | Box2BoxTransformRotated,
+    src_boxes: Tensor,
+    pred_deltas: Tensor,
+    gt_boxes: Tensor,
+    loss: nn.Module,
+    avg_factor: float | Tensor = 1.0,
+) -> Tensor:
+    """Loss of (R, 4) ``src_boxes`` with (R, 4) deltas, which are to become (R, 4) ``gt_boxes``; (R, 5) if rotated.
+
+    Args:
+        loss: of ``LOSS_REGISTRY``. It is given deltas, or upright boxes if it has ``on_boxes``.
+        avg_factor: what the sum over all boxes is divided by.
+    """
+    if getattr(loss, "on_boxes", False):
+        if src_boxes.shape[-1] != 4:
+            raise ConfigError(
+                f"{type(loss).__name__} is for upright boxes; rotated ones need a loss such as SmoothL1Loss."
+            )
+        pred, target = box2box_transform.apply_deltas(pred_deltas, src_boxes), gt_boxes
+    else:
+        pred, target = pred_deltas, box2box_transform.get_deltas(src_boxes, gt_boxes)
+    if len(pred) == 0:  # Not every loss can be asked about nothing.
+        return pred.sum() * 0
+    return loss(pred, target, avg_factor=avg_factor)
+
+
+def dense_box_regression_loss(
+    anchors: list[Boxes | Tensor],
+    box2box_transform: Box2BoxTransform | Box2BoxTransformLinear,
+    pred_anchor_deltas: list[Tensor],
+    gt_boxes: list[Tensor],
+    fg_mask: Tensor,
+    loss: nn.Module,
+    avg_factor: float | Tensor = 1.0,
+) -> Tensor:
+    """:func:`box_regression_loss` of all foreground anchors of a batch.
+
+    Args:
+        anchors: of each feature map, (H * W * A, 4); R in all.
+        pred_anchor_deltas: of each feature map, (N, H * W * A, 4).
+        gt_boxes: of each image, the (R, 4) box that each anchor is to predict.
+        fg_mask: (N, R), True where an anchor has an object.
+    """
+    all_anchors = torch.cat([x.tensor if isinstance(x, Boxes) else x for x in anchors])  # (R, 4)
+    # Only the few foreground anchors are decoded or encoded.
+    image_index, anchor_index = fg_mask.nonzero(as_tuple=True)
+    fg_anchors = all_anchors[anchor_index]
+    fg_deltas = torch.cat(pred_anchor_deltas, dim=1)[image_index, anchor_index]
+    fg_gt_boxes = torch.stack(gt_boxes)[image_index, anchor_index]
+    return box_regression_loss(box2box_transform, fg_anchors, fg_deltas, fg_gt_boxes, loss, avg_factor)
 
 
 def _dense_box_regression_loss(
@@ -144,46 +213,6 @@ def _dense_box_regression_loss(
     box_reg_loss_type: str = "smooth_l1",
     smooth_l1_beta: float = 0.0,
 ) -> Tensor:
-    """Sum of the box losses over all foreground anchors of a batch.
-
-    Args:
-        anchors: of each feature map, (H * W * A, 4); R in all.
-        pred_anchor_deltas: of each feature map, (N, H * W * A, 4).
-        gt_boxes: of each image, the (R, 4) box that each anchor is to predict.
-        fg_mask: (N, R), True where an anchor has an object.
-        box_reg_loss_type: smooth_l1, on the deltas; giou, diou or ciou, on the boxes.
-        smooth_l1_beta: where L2 turns into L1; 0 is L1.
-    """
-    all_anchors = torch.cat([x.tensor if isinstance(x, Boxes) else x for x in anchors])  # (R, 4)
-    # Only the few foreground anchors are decoded or encoded.
-    image_index, anchor_index = fg_mask.nonzero(as_tuple=True)
-    fg_anchors = all_anchors[anchor_index]
-    fg_deltas = torch.cat(pred_anchor_deltas, dim=1)[image_index, anchor_index]
-    fg_gt_boxes = torch.stack(gt_boxes)[image_index, anchor_index]
-    return box_regression_loss(box2box_transform, fg_anchors, fg_deltas, fg_gt_boxes, box_reg_loss_type, smooth_l1_beta)
-
-
-def box_regression_loss(
-    box2box_transform: Box2BoxTransform | Box2BoxTransformLinear | Box2BoxTransformRotated,
-    src_boxes: Tensor,
-    pred_deltas: Tensor,
-    gt_boxes: Tensor,
-    box_reg_loss_type: str = "smooth_l1",
-    smooth_l1_beta: float = 0.0,
-) -> Tensor:
-    """Sum of the box losses of (R, 4) ``src_boxes`` with (R, 4) deltas, which are to become (R, 4) ``gt_boxes``.
-
-    With rotated boxes, all are (R, 5) and the loss is smooth_l1.
-
-    Args:
-        box_reg_loss_type: smooth_l1, on the deltas; giou, diou or ciou, on the boxes.
-        smooth_l1_beta: where L2 turns into L1; 0 is L1.
-    """
-    if box_reg_loss_type == "smooth_l1":
-        gt_deltas = box2box_transform.get_deltas(src_boxes, gt_boxes)
-        return smooth_l1_loss(pred_deltas, gt_deltas, beta=smooth_l1_beta, reduction="sum")
-    if box_reg_loss_type not in _IOU_LOSSES:
-        known = ", ".join(["smooth_l1", *_IOU_LOSSES])
-        raise ConfigError(f"BBOX_REG_LOSS_TYPE is {box_reg_loss_type!r}; it must be one of {known}.")
-    pred_boxes = box2box_transform.apply_deltas(pred_deltas, src_boxes)
-    return _IOU_LOSSES[box_reg_loss_type](pred_boxes, gt_boxes, reduction="sum")
+    """The sum under the name and with the arguments that projects call; see :func:`dense_box_regression_loss`."""
+    loss = box_loss(box_reg_loss_type, smooth_l1_beta)
+    return dense_box_regression_loss(anchors, box2box_transform, pred_anchor_deltas, gt_boxes, fg_mask, loss)

@@ -90,7 +90,7 @@ def test_missing_argument_is_named():
 
 
 def test_unknown_name_lists_the_known_and_the_closest():
-    with pytest.raises(UnknownNameError, match="did you mean 'Neck'.*Known: Loss, Neck.*CUSTOM_IMPORTS"):
+    with pytest.raises(UnknownNameError, match=r"did you mean 'Neck'.*Known: Loss, Neck.*CUSTOM_IMPORTS"):
         build_component(PARTS, {"NAME": "Nekk"})
 
 

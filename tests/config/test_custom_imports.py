@@ -161,5 +161,5 @@ def test_package_of_a_project_is_found_from_the_current_directory(write, tmp_pat
 def test_unknown_project_lists_the_known(write, tmp_path, monkeypatch):
     write("projects/Bar/bar_of_test_2/__init__.py", "")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CustomImportError, match="no project has a package 'baz'; found: .*bar_of_test_2"):
+    with pytest.raises(CustomImportError, match=r"no project has a package 'baz'; found: .*bar_of_test_2"):
         merged(write("a.yaml", "CUSTOM_IMPORTS: {IMPORTS: [detlib.projects.baz]}"))

@@ -10,6 +10,7 @@ from detlib.modeling.box_regression import (
     _dense_box_regression_loss,
     box_regression_loss,
 )
+from detlib.modeling.loss import GIoULoss, L1Loss
 from detlib.structures import Boxes
 from detlib.utils.errors import ConfigError
 
@@ -144,5 +145,28 @@ def test_rotated_transform_of_no_boxes_gives_no_boxes():
 
 def test_rotated_regression_loss_is_the_distance_of_deltas():
     target = torch.tensor([[60.0, 50.0, 10.0, 20.0, 170.0]])
-    loss = box_regression_loss(Box2BoxTransformRotated(FIVE_ONES), ROTATED_SOURCE, torch.zeros(1, 5), target)
+    loss = box_regression_loss(Box2BoxTransformRotated(FIVE_ONES), ROTATED_SOURCE, torch.zeros(1, 5), target, L1Loss())
     assert loss == 1
+
+
+def test_regression_loss_gives_boxes_to_a_loss_on_boxes_and_deltas_to_others():
+    source, target = torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 1.0, 3.0, 3.0]])
+    transform = Box2BoxTransform((1.0, 1.0, 1.0, 1.0))
+    deltas = torch.zeros(1, 4)
+    assert box_regression_loss(transform, source, deltas, target, L1Loss(), avg_factor=2.0) == 0.5  # dx + dy = 1
+    giou = box_regression_loss(transform, source, deltas, target, GIoULoss(), avg_factor=1.0)
+    assert giou.item() == pytest.approx(1.079365, abs=1e-5)
+
+
+def test_regression_loss_of_no_boxes_is_zero_and_has_a_graph():
+    deltas = torch.zeros(0, 4, requires_grad=True)
+    transform = Box2BoxTransform((1.0, 1.0, 1.0, 1.0))
+    loss = box_regression_loss(transform, torch.zeros(0, 4), deltas, torch.zeros(0, 4), GIoULoss())
+    loss.backward()
+    assert loss == 0
+
+
+def test_rotated_boxes_refuse_a_loss_on_boxes():
+    transform = Box2BoxTransformRotated(FIVE_ONES)
+    with pytest.raises(ConfigError, match="GIoULoss is for upright boxes"):
+        box_regression_loss(transform, ROTATED_SOURCE, torch.zeros(1, 5), ROTATED_SOURCE, GIoULoss())

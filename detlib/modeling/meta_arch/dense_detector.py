@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detlib.config import CfgNode, build_component
+from detlib.layers import ShapeSpec
 from detlib.modeling.backbone.backbone import Backbone
+from detlib.modeling.head import HEAD_REGISTRY
 from detlib.modeling.postprocessing import detector_postprocess
 from detlib.modeling.preprocessing import ImagePreprocessor, PreprocessesImages, instances_of, output_size_of
 from detlib.modeling.training_picture import put_training_picture
 from detlib.structures import Boxes, ImageList, Instances
 
-__all__ = ["DenseDetector", "permute_to_N_HWA_K"]
+__all__ = ["DenseDetector", "build_dense_head", "permute_to_N_HWA_K"]
 
 
 class DenseDetector(PreprocessesImages, nn.Module):
@@ -152,6 +155,21 @@ class DenseDetector(PreprocessesImages, nn.Module):
         anchor_index, classes = anchor_index[best], classes[best]
         boxes = self.box2box_transform.apply_deltas(pred_deltas[anchor_index], anchors.tensor[anchor_index])
         return Instances(image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+
+
+def build_dense_head(
+    cfg: CfgNode, section: CfgNode, input_shape: list[ShapeSpec], default: type[nn.Module]
+) -> nn.Module:
+    """The head that ``section.HEAD`` names, or the default one.
+
+    Args:
+        section: of the detector.
+        default: what its ``from_config(cfg, input_shape)`` gives is offered to the head that is named.
+    """
+    if not section.HEAD:
+        return default(cfg, input_shape)
+    offers = {"in_channels": input_shape[0].channels, **default.from_config(cfg, input_shape)}
+    return build_component(HEAD_REGISTRY, section.HEAD, **offers)
 
 
 def permute_to_N_HWA_K(tensor: Tensor, K: int) -> Tensor:

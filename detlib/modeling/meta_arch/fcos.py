@@ -13,12 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detlib.config import CfgNode, configurable
-from detlib.layers import ShapeSpec, batched_nms, sigmoid_focal_loss
+from detlib.layers import ShapeSpec, batched_nms
 from detlib.modeling.anchor_generator import DefaultAnchorGenerator
 from detlib.modeling.backbone import Backbone, build_backbone, select_shapes
-from detlib.modeling.box_regression import Box2BoxTransformLinear, _dense_box_regression_loss
+from detlib.modeling.box_regression import Box2BoxTransformLinear, dense_box_regression_loss
+from detlib.modeling.head import HEAD_REGISTRY
+from detlib.modeling.loss import build_loss
+from detlib.modeling.loss.classification import FocalLoss
+from detlib.modeling.loss.regression import GIoULoss
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
-from detlib.modeling.meta_arch.dense_detector import DenseDetector
+from detlib.modeling.meta_arch.dense_detector import DenseDetector, build_dense_head
 from detlib.modeling.meta_arch.retinanet import RetinaNetHead
 from detlib.structures import Boxes, ImageList, Instances
 from detlib.utils.events import log_scalar
@@ -56,6 +60,8 @@ class FCOS(DenseDetector):
         max_detections_per_image: int = 100,
         pixel_mean: list[float],
         pixel_std: list[float],
+        loss_cls: nn.Module | None = None,
+        loss_bbox: nn.Module | None = None,
     ) -> None:
         """
         Args:
@@ -70,6 +76,8 @@ class FCOS(DenseDetector):
             test_score_thresh: detections must score more; a score is the geometric mean of class and centerness.
             test_topk_candidates: how many detections of each feature map enter the NMS.
             test_nms_thresh: IoU above which the worse of two detections of one class is dropped.
+            loss_cls: takes (n, K) logits and n labels, where K is the background; by default the focal loss.
+            loss_bbox: see :func:`box_regression_loss`; by default the GIoU loss.
         """
         super().__init__(backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.num_classes = num_classes
@@ -83,6 +91,8 @@ class FCOS(DenseDetector):
         self.center_sampling_radius = center_sampling_radius
         self.focal_loss_alpha = focal_loss_alpha
         self.focal_loss_gamma = focal_loss_gamma
+        self.loss_cls = FocalLoss(gamma=focal_loss_gamma, alpha=focal_loss_alpha) if loss_cls is None else loss_cls
+        self.loss_bbox = GIoULoss() if loss_bbox is None else loss_bbox
         # A guess of the foreground cells in a batch; it is forgotten after a few dozen steps.
         self.register_buffer("loss_normalizer", torch.tensor(300.0), persistent=False)
         # Inference
@@ -97,7 +107,7 @@ class FCOS(DenseDetector):
         feature_shapes = select_shapes(backbone.output_shape(), cfg.MODEL.FCOS.IN_FEATURES, "MODEL.FCOS.IN_FEATURES")
         return {
             "backbone": backbone,
-            "head": FCOSHead(cfg, feature_shapes),
+            "head": build_dense_head(cfg, cfg.MODEL.FCOS, feature_shapes, FCOSHead),
             "head_in_features": cfg.MODEL.FCOS.IN_FEATURES,
             "num_classes": cfg.MODEL.FCOS.NUM_CLASSES,
             "center_sampling_radius": cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS,
@@ -109,6 +119,8 @@ class FCOS(DenseDetector):
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "loss_cls": build_loss(cfg.MODEL.FCOS.LOSS_CLS),
+            "loss_bbox": build_loss(cfg.MODEL.FCOS.LOSS_BBOX),
         }
 
     # Training: predictions -> labelled anchors -> losses
@@ -172,7 +184,7 @@ class FCOS(DenseDetector):
         gt_boxes: list[Tensor],
         pred_centerness: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Focal loss over all anchors; GIoU loss and cross entropy of the centerness over those with an object.
+        """Class loss over all anchors; box loss and cross entropy of the centerness over those with an object.
 
         All are divided by a moving average of the number of anchors with an object.
 
@@ -190,22 +202,18 @@ class FCOS(DenseDetector):
         log_scalar("num_pos_anchors", num_fg / len(labels))
         normalizer = self._ema_update("loss_normalizer", num_fg.clamp(min=1), 300)
 
-        logits = torch.cat(pred_logits, dim=1)  # (N, R, K)
-        # The background, K, is the row of zeros that is cut off.
-        targets = F.one_hot(labels, self.num_classes + 1)[..., :-1].to(logits.dtype)
-        loss_cls = sigmoid_focal_loss(
-            logits, targets, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma, reduction="sum"
-        )
-        loss_box_reg = _dense_box_regression_loss(
-            anchors, self.box2box_transform, pred_anchor_deltas, gt_boxes, fg_mask, box_reg_loss_type="giou"
+        logits = torch.cat(pred_logits, dim=1).flatten(0, 1)  # (N * R, K)
+        loss_cls = self.loss_cls(logits, labels.flatten(), avg_factor=normalizer)
+        loss_box_reg = dense_box_regression_loss(
+            anchors, self.box2box_transform, pred_anchor_deltas, gt_boxes, fg_mask, self.loss_bbox, normalizer
         )
         centerness = torch.cat(pred_centerness, dim=1).squeeze(dim=2)  # (N, R)
         loss_ctr = F.binary_cross_entropy_with_logits(
             centerness[fg_mask], self.compute_ctrness_targets(anchors, gt_boxes)[fg_mask], reduction="sum"
         )
         return {
-            "loss_fcos_cls": loss_cls / normalizer,
-            "loss_fcos_loc": loss_box_reg / normalizer,
+            "loss_fcos_cls": loss_cls,
+            "loss_fcos_loc": loss_box_reg,
             "loss_fcos_ctr": loss_ctr / normalizer,
         }
 
@@ -264,6 +272,7 @@ class FCOS(DenseDetector):
         return candidates[keep[: self.max_detections_per_image]]
 
 
+@HEAD_REGISTRY.register()
 class FCOSHead(RetinaNetHead):
     """The towers of RetinaNet with one anchor a cell; the centerness comes from that of the boxes.
 

@@ -9,17 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detlib.config import CfgNode, configurable
-from detlib.layers import CycleBatchNormList, ShapeSpec, batched_nms, get_norm, sigmoid_focal_loss
+from detlib.layers import CycleBatchNormList, ShapeSpec, batched_nms, get_norm
 from detlib.modeling.anchor_generator import build_anchor_generator
 from detlib.modeling.backbone import Backbone, build_backbone, select_shapes
-from detlib.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from detlib.modeling.box_regression import Box2BoxTransform, box_loss, dense_box_regression_loss
+from detlib.modeling.head import HEAD_REGISTRY
+from detlib.modeling.loss import build_loss
+from detlib.modeling.loss.classification import FocalLoss
 from detlib.modeling.matcher import Matcher
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
-from detlib.modeling.meta_arch.dense_detector import DenseDetector
+from detlib.modeling.meta_arch.dense_detector import DenseDetector, build_dense_head
 from detlib.structures import Boxes, ImageList, Instances, pairwise_iou
 from detlib.utils.errors import ConfigError
 from detlib.utils.events import log_scalar
@@ -59,6 +61,8 @@ class RetinaNet(DenseDetector):
         pixel_std: list[float],
         vis_period: int = 0,
         input_format: str = "BGR",
+        loss_cls: nn.Module | None = None,
+        loss_bbox: nn.Module | None = None,
     ) -> None:
         """
         Args:
@@ -75,6 +79,8 @@ class RetinaNet(DenseDetector):
             test_nms_thresh: IoU above which the worse of two detections of one class is dropped.
             vis_period: kept for subclasses that read it; the trainer's hook does the drawing.
             input_format: channel order of the images, for drawing.
+            loss_cls: takes (n, K) logits and n labels, where K is the background; by default the focal loss.
+            loss_bbox: see :func:`box_regression_loss`; by default that of ``box_reg_loss_type``.
         """
         super().__init__(backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.num_classes = num_classes
@@ -86,6 +92,8 @@ class RetinaNet(DenseDetector):
         self.focal_loss_gamma = focal_loss_gamma
         self.smooth_l1_beta = smooth_l1_beta
         self.box_reg_loss_type = box_reg_loss_type
+        self.loss_cls = FocalLoss(gamma=focal_loss_gamma, alpha=focal_loss_alpha) if loss_cls is None else loss_cls
+        self.loss_bbox = box_loss(box_reg_loss_type, smooth_l1_beta) if loss_bbox is None else loss_bbox
         # A guess of the foreground anchors in a batch; it is forgotten after a few dozen steps.
         self.register_buffer("loss_normalizer", torch.tensor(100.0), persistent=False)
         # Inference
@@ -105,7 +113,7 @@ class RetinaNet(DenseDetector):
         )
         return {
             "backbone": backbone,
-            "head": RetinaNetHead(cfg, feature_shapes),
+            "head": build_dense_head(cfg, cfg.MODEL.RETINANET, feature_shapes, RetinaNetHead),
             "head_in_features": cfg.MODEL.RETINANET.IN_FEATURES,
             "anchor_generator": build_anchor_generator(cfg, feature_shapes),
             "box2box_transform": Box2BoxTransform(weights=cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS),
@@ -125,6 +133,8 @@ class RetinaNet(DenseDetector):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "vis_period": cfg.VIS_PERIOD,
             "input_format": cfg.INPUT.FORMAT,
+            "loss_cls": build_loss(cfg.MODEL.RETINANET.LOSS_CLS),
+            "loss_bbox": build_loss(cfg.MODEL.RETINANET.LOSS_BBOX),
         }
 
     # Training: predictions -> labelled anchors -> losses
@@ -172,7 +182,7 @@ class RetinaNet(DenseDetector):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Focal loss over all anchors that count and box loss over those with an object.
+        """Class loss over all anchors that count and box loss over those with an object.
 
         Both are divided by a moving average of the number of anchors with an object, which varies much between batches.
 
@@ -191,21 +201,11 @@ class RetinaNet(DenseDetector):
 
         valid_mask = labels >= 0
         valid_logits = torch.cat(pred_logits, dim=1)[valid_mask]
-        # The background, K, is the row of zeros that is cut off.
-        targets = F.one_hot(labels[valid_mask], self.num_classes + 1)[:, :-1].to(valid_logits.dtype)
-        loss_cls = sigmoid_focal_loss(
-            valid_logits, targets, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma, reduction="sum"
+        loss_cls = self.loss_cls(valid_logits, labels[valid_mask], avg_factor=normalizer)
+        loss_box_reg = dense_box_regression_loss(
+            anchors, self.box2box_transform, pred_anchor_deltas, gt_boxes, fg_mask, self.loss_bbox, normalizer
         )
-        loss_box_reg = _dense_box_regression_loss(
-            anchors,
-            self.box2box_transform,
-            pred_anchor_deltas,
-            gt_boxes,
-            fg_mask,
-            box_reg_loss_type=self.box_reg_loss_type,
-            smooth_l1_beta=self.smooth_l1_beta,
-        )
-        return {"loss_cls": loss_cls / normalizer, "loss_box_reg": loss_box_reg / normalizer}
+        return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
 
     # Inference: predictions -> candidates of each map -> NMS
 
@@ -253,6 +253,7 @@ class RetinaNet(DenseDetector):
         return candidates[keep[: self.max_detections_per_image]]
 
 
+@HEAD_REGISTRY.register()
 class RetinaNetHead(nn.Module):
     """Two towers of 3x3 convolutions over every feature map: one for the classes, one for the boxes.
 

@@ -8,14 +8,15 @@ cells row by row.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detlib.config import CfgNode, configurable
 from detlib.layers import Conv2d, ShapeSpec
 from detlib.modeling.anchor_generator import build_anchor_generator
 from detlib.modeling.backbone.backbone import select_shapes
-from detlib.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from detlib.modeling.box_regression import Box2BoxTransform, box_loss, dense_box_regression_loss
+from detlib.modeling.loss import build_loss
+from detlib.modeling.loss.classification import CrossEntropyLoss
 from detlib.modeling.matcher import Matcher
 from detlib.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from detlib.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
@@ -116,6 +117,8 @@ class RPN(nn.Module):
         loss_weight: float | dict[str, float] = 1.0,
         box_reg_loss_type: str = "smooth_l1",
         smooth_l1_beta: float = 0.0,
+        loss_cls: nn.Module | None = None,
+        loss_bbox: nn.Module | None = None,
     ) -> None:
         """
         Args:
@@ -135,6 +138,9 @@ class RPN(nn.Module):
             loss_weight: of both losses, or of ``loss_rpn_cls`` and ``loss_rpn_loc`` by name.
             box_reg_loss_type: smooth_l1, giou, diou or ciou.
             smooth_l1_beta: where L2 turns into L1; 0 is L1.
+            loss_cls: takes (n, 1) logits and n labels, 0 for objects and 1 for the background; by default the binary
+                cross-entropy.
+            loss_bbox: see :func:`box_regression_loss`; by default that of ``box_reg_loss_type``.
         """
         super().__init__()
         _check_box_dim(anchor_generator, box2box_transform)
@@ -156,6 +162,8 @@ class RPN(nn.Module):
         self.loss_weight = loss_weight
         self.box_reg_loss_type = box_reg_loss_type
         self.smooth_l1_beta = smooth_l1_beta
+        self.loss_cls = CrossEntropyLoss(use_sigmoid=True) if loss_cls is None else loss_cls
+        self.loss_bbox = box_loss(box_reg_loss_type, smooth_l1_beta) if loss_bbox is None else loss_bbox
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -180,6 +188,8 @@ class RPN(nn.Module):
             },
             "box_reg_loss_type": rpn.BBOX_REG_LOSS_TYPE,
             "smooth_l1_beta": rpn.SMOOTH_L1_BETA,
+            "loss_cls": build_loss(rpn.LOSS_CLS),
+            "loss_bbox": build_loss(rpn.LOSS_BBOX),
         }
 
     def forward(
@@ -268,7 +278,7 @@ class RPN(nn.Module):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Binary cross-entropy over the sample, and the box loss over the objects in it (eq. 1).
+        """Class loss over the sample, and the box loss over the objects in it (eq. 1).
 
         Both are divided by the size of a full sample.
 
@@ -288,22 +298,15 @@ class RPN(nn.Module):
         log_scalar("rpn/num_pos_anchors", positive.sum() / num_images)
         log_scalar("rpn/num_neg_anchors", (labels == 0).sum() / num_images)
 
-        logits = torch.cat(pred_objectness_logits, dim=1)  # (N, R)
-        # Weights of 0 and 1: a mask as an index would make the device wait.
-        loss_cls = F.binary_cross_entropy_with_logits(
-            logits, positive.to(logits.dtype), weight=(labels >= 0).to(logits.dtype), reduction="sum"
-        )
-        loss_loc = _dense_box_regression_loss(
-            anchors,
-            self.box2box_transform,
-            pred_anchor_deltas,
-            gt_boxes,
-            positive,
-            box_reg_loss_type=self.box_reg_loss_type,
-            smooth_l1_beta=self.smooth_l1_beta,
-        )
+        logits = torch.cat(pred_objectness_logits, dim=1).reshape(-1, 1)  # (N * R, 1)
         normalizer = self.batch_size_per_image * num_images
-        losses = {"loss_rpn_cls": loss_cls / normalizer, "loss_rpn_loc": loss_loc / normalizer}
+        # Weights of 0 and 1: a mask as an index would make the device wait.
+        counts = (labels >= 0).flatten().to(logits.dtype)
+        loss_cls = self.loss_cls(logits, (~positive).flatten().long(), weight=counts, avg_factor=normalizer)
+        loss_loc = dense_box_regression_loss(
+            anchors, self.box2box_transform, pred_anchor_deltas, gt_boxes, positive, self.loss_bbox, normalizer
+        )
+        losses = {"loss_rpn_cls": loss_cls, "loss_rpn_loc": loss_loc}
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     # Proposals: predictions -> boxes -> the best of them

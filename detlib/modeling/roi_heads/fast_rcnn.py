@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detlib.config import CfgNode, configurable
-from detlib.layers import ShapeSpec, batched_nms, cross_entropy
-from detlib.modeling.box_regression import Box2BoxTransform, box_regression_loss
+from detlib.layers import ShapeSpec, batched_nms
+from detlib.modeling.box_regression import Box2BoxTransform, box_loss, box_regression_loss
+from detlib.modeling.loss import build_loss
+from detlib.modeling.loss.classification import CrossEntropyLoss
 from detlib.structures import Boxes, Instances
 from detlib.utils.errors import ConfigError
 from detlib.utils.events import log_scalar
@@ -42,6 +44,8 @@ class FastRCNNOutputLayers(nn.Module):
         use_sigmoid_ce: bool = False,
         get_fed_loss_cls_weights: Callable[[], Tensor] | None = None,
         fed_loss_num_classes: int = 50,
+        loss_cls: nn.Module | None = None,
+        loss_bbox: nn.Module | None = None,
     ) -> None:
         """
         Args:
@@ -60,8 +64,13 @@ class FastRCNNOutputLayers(nn.Module):
             use_sigmoid_ce: a binary decision for each class rather than one choice among all.
             get_fed_loss_cls_weights: gives the (K,) odds with which other classes are drawn.
             fed_loss_num_classes: how many classes count in a batch.
+            loss_cls: takes (R, K + 1) logits and R labels, where K is the background; one with ``use_sigmoid`` takes
+                (R, K) logits. By default the cross-entropy, or what the options above say.
+            loss_bbox: see :func:`box_regression_loss`; by default that of ``box_reg_loss_type``.
         """
         super().__init__()
+        if use_sigmoid_ce and loss_cls is not None:
+            raise ConfigError("MODEL.ROI_BOX_HEAD has both USE_SIGMOID_CE and LOSS_CLS; leave one of them out")
         if use_fed_loss and not use_sigmoid_ce:
             raise ConfigError(
                 "MODEL.ROI_BOX_HEAD.USE_FED_LOSS leaves classes out, which softmax cannot; add USE_SIGMOID_CE: True"
@@ -81,6 +90,8 @@ class FastRCNNOutputLayers(nn.Module):
         self.box2box_transform = box2box_transform
         self.smooth_l1_beta = smooth_l1_beta
         self.box_reg_loss_type = box_reg_loss_type
+        self.loss_cls = CrossEntropyLoss() if loss_cls is None else loss_cls
+        self.loss_bbox = box_loss(box_reg_loss_type, smooth_l1_beta) if loss_bbox is None else loss_bbox
         if not isinstance(loss_weight, dict):
             loss_weight = {"loss_cls": loss_weight, "loss_box_reg": loss_weight}
         self.loss_weight = loss_weight
@@ -113,6 +124,8 @@ class FastRCNNOutputLayers(nn.Module):
             "use_sigmoid_ce": head.USE_SIGMOID_CE,
             "get_fed_loss_cls_weights": lambda: _class_weights_of(cfg.DATASETS.TRAIN, head.FED_LOSS_FREQ_WEIGHT_POWER),
             "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
+            "loss_cls": build_loss(head.LOSS_CLS),
+            "loss_bbox": build_loss(head.LOSS_BBOX),
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,15 +150,24 @@ class FastRCNNOutputLayers(nn.Module):
         _log_classification(logits, gt_classes)
         proposal_boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])  # (R, 4)
         gt_boxes = torch.cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
-        if self.use_sigmoid_ce:
-            loss_cls = self.sigmoid_cross_entropy_loss(logits, gt_classes)
-        else:
-            loss_cls = cross_entropy(logits, gt_classes, reduction="mean")
         losses = {
-            "loss_cls": loss_cls,
+            "loss_cls": self._class_loss(logits, gt_classes),
             "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def _class_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
+        if self.use_sigmoid_ce:
+            return self.sigmoid_cross_entropy_loss(logits, gt_classes)
+        if gt_classes.numel() == 0:  # Not every loss can be asked about nothing.
+            return logits.sum() * 0
+        if self._scores_by_sigmoid:
+            logits = logits[:, :-1]
+        return self.loss_cls(logits, gt_classes, avg_factor=gt_classes.numel())
+
+    @property
+    def _scores_by_sigmoid(self) -> bool:
+        return self.use_sigmoid_ce or getattr(self.loss_cls, "use_sigmoid", False)
 
     def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
         """Binary cross-entropy of each class but the background, summed over classes and averaged over regions.
@@ -204,15 +226,14 @@ class FastRCNNOutputLayers(nn.Module):
         one_for_all = deltas.shape[1] == 1
         box_index = torch.zeros_like(foreground) if one_for_all else gt_classes[foreground]
         deltas = deltas[torch.arange(len(foreground), device=deltas.device), box_index]
-        loss = box_regression_loss(
+        return box_regression_loss(
             self.box2box_transform,
             proposal_boxes[foreground],
             deltas,
             gt_boxes[foreground],
-            self.box_reg_loss_type,
-            self.smooth_l1_beta,
+            self.loss_bbox,
+            avg_factor=max(gt_classes.numel(), 1),
         )
-        return loss / max(gt_classes.numel(), 1)
 
     # Inference
 
@@ -258,7 +279,7 @@ class FastRCNNOutputLayers(nn.Module):
     def predict_probs(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> list[Tensor]:
         """The probabilities of each image's regions, (R_i, K + 1)."""
         logits, _ = predictions
-        probs = logits.sigmoid() if self.use_sigmoid_ce else F.softmax(logits, dim=-1)
+        probs = logits.sigmoid() if self._scores_by_sigmoid else F.softmax(logits, dim=-1)
         return probs.split([len(p) for p in proposals])
 
 

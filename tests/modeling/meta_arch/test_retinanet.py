@@ -210,6 +210,12 @@ CHANGES = {
     "IOU_THRESHOLDS": ([0.3, 0.6], lambda m: m.anchor_matcher.thresholds[1:-1]),
     "IOU_LABELS": ([0, 0, 1], lambda m: m.anchor_matcher.labels),
     "NORM": ("BN", lambda m: "BN" if len(m.head.cls_subnet) == 3 else ""),
+    "LOSS_CLS": ({"NAME": "FocalLoss", "GAMMA": 1.5}, lambda m: {"NAME": "FocalLoss", "GAMMA": m.loss_cls.gamma}),
+    "LOSS_BBOX": ({"NAME": "L1Loss"}, lambda m: {"NAME": type(m.loss_bbox).__name__}),
+    "HEAD": (
+        {"NAME": "RetinaNetHead", "PRIOR_PROB": 0.5},
+        lambda m: {"NAME": type(m.head).__name__, "PRIOR_PROB": m.head.cls_score.bias[0].sigmoid().item()},
+    ),
     "PRIOR_PROB": (0.2, lambda m: pytest.approx(m.head.cls_score.bias[0].sigmoid().item())),
 }
 
