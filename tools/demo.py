@@ -356,8 +356,8 @@ def write_json(records: list[dict[str, Any]], file_name: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(records, indent=1), encoding="utf-8")
     num_objects = sum(len(record.get("instances", ())) for record in records)
-    found = "classes" if "classes" in records[0] else f"{num_objects} objects"
-    print(f"{found} in {len(records)} images -> {path}")
+    found = "classes of" if "classes" in records[0] else f"{num_objects} objects in"
+    print(f"{found} {len(records)} images -> {path}")
 
 
 if __name__ == "__main__":

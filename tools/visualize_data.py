@@ -32,8 +32,9 @@ Examples:
       {prog} --source annotation --dataset shapes_val
   with masks, and other augmentation than the config has:
       {prog} --config-file config.yaml MODEL.MASK_ON=True INPUT.CROP.ENABLED=True
-  images of classes, with their labels:
-      {prog} --source annotation --dataset cifar10_test
+  images with their labels, in a folder for each class:
+      {prog} --source annotation DATASETS.TRAIN="[leaves]" \\
+          DATASETS.REGISTER="[{{NAME: leaves, TYPE: image_folder, IMAGES: leaves}}]"
   in a window, one image per key (Esc quits):
       {prog} --config-file config.yaml --show
 """

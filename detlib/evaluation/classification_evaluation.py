@@ -145,7 +145,7 @@ class ClassificationEvaluator(DatasetEvaluator):
 class MultiLabelEvaluator(DatasetEvaluator):
     """Metrics of ``pred_score``, the scores (C,) of an image that may have several classes, or none.
 
-    In percent; classes that are neither known to be in an image nor known not to be do not count there:
+    In percent; classes among the ``ignored_labels`` of an image do not count there:
 
     * ``mAP``: mean of ``AP-{class}``, the average precision, not interpolated. Of a class that is in no image it is
       ``nan``, and the mean leaves it out.
@@ -154,7 +154,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
 
     Args:
         dataset_name: of a registered dataset whose samples have ``labels`` (list of ints), and perhaps
-            ``ignored_labels``. Its metadata must have ``classes``.
+            ``ignored_labels``, which may repeat some of them. Its metadata must have ``classes``.
         output_dir: where to write ``multi_label_predictions.json`` and ``multi_label_metrics.json``; otherwise nothing
             is written.
         distributed: collect predictions from all processes; otherwise each evaluates its own.
@@ -198,8 +198,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
             return
         scores = _stacked_scores(outputs, self._class_names, self._dataset_name)
         labels, ignored = zip(*(self._ground_truth.of(sample) for sample in inputs), strict=True)
-        targets = -_multi_hot(ignored, scores.shape[1])  # (N, C)
-        targets[_multi_hot(labels, scores.shape[1]) == 1] = 1
+        targets = _multi_hot(labels, scores.shape[1])  # (N, C)
+        targets[_multi_hot(ignored, scores.shape[1]) == 1] = -1
         ids = [_id_of(sample) for sample, _ in zip(inputs, outputs, strict=True)]
         predictions = self._predictions(outputs, scores)
         self._batches.append({"ids": ids, "scores": scores, "targets": targets, "predictions": predictions})

@@ -50,8 +50,8 @@ def labelled_class_lines(dataset_dict: dict[str, Any], metadata: Metadata) -> tu
         classes = best_classes(scores, min(MAX_CLASSES, np.count_nonzero(scores)))
         return _lines(classes, scores[classes].tolist(), [False] * len(classes), metadata)
     label, labels = dataset_dict.get("label"), dataset_dict.get("labels", ())
-    classes = [int(i) for i in (labels if label is None else [label])]
     ignored = [int(i) for i in dataset_dict.get("ignored_labels", ())]
+    classes = [int(i) for i in (labels if label is None else [label]) if int(i) not in ignored]
     lines, colors = _lines(classes, None, [False] * len(classes), metadata)
     ignored_lines, ignored_colors = _lines(ignored, None, [True] * len(ignored), metadata)
     return lines + [f"{line}|ignored" for line in ignored_lines], colors + ignored_colors

@@ -85,9 +85,9 @@ class DetectorOfOneBox(nn.Module):
         return [{"instances": found}]
 
 
-def drawing_of(sample, image_format="BGR"):
-    """What the hook puts into the storage, and the model's modes afterwards."""
-    model = DetectorOfOneBox()
+def drawing_of(sample, image_format="BGR", model=None):
+    """What the hook puts into the storage, and the model afterwards."""
+    model = DetectorOfOneBox() if model is None else model
     trainer = toy_trainer(1)
     trainer.model, trainer.data_loader = model, iter(lambda: [sample], None)
     seen = []
@@ -125,3 +125,26 @@ def test_visualize_predictions_works_without_annotations_and_without_objects():
     none = Instances((32, 48), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.long))
     assert drawing_of({"image": image}, "RGB")[0].shape == (3, 32, 96)
     assert drawing_of({"image": image, "instances": none}, "RGB")[0].shape == (3, 32, 96)
+
+
+class ClassifierOfThree(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(1.0))
+        self.norm = nn.BatchNorm2d(1).eval()
+
+    def forward(self, batch):
+        if self.training:
+            return {"loss": self.weight * 1.0}
+        return [{"pred_score": torch.tensor([0.1, 0.7, 0.2]), "pred_label": 1} for _ in batch]
+
+
+@pytest.mark.parametrize("labels", [{"label": 1}, {"labels": [0, 2]}, {}])
+def test_visualize_predictions_enlarges_the_images_of_classifiers_and_writes_their_classes(labels):
+    sample = {"image": torch.full((3, 32, 32), 128, dtype=torch.uint8), **labels}
+    drawing, _ = drawing_of(sample, "RGB", ClassifierOfThree())
+    assert drawing.shape == (3, 384, 2 * 384)
+    left, right = drawing[:, :, :384], drawing[:, :, 384:]
+    assert (left != 128).any() == bool(labels)
+    assert (right != 128).any()
+    assert (drawing[:, 200:] == 128).all()  # The lines are in the upper half.

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from detlib.data import DatasetCatalog, MetadataCatalog
-from detlib.evaluation import ClassificationEvaluator, MultiLabelEvaluator
+from detlib.evaluation import (
+    ClassificationEvaluator,
+    MultiLabelEvaluator,
+    build_evaluator,
+    inference_on_dataset,
+)
+from detlib.modeling import build_model
 from detlib.utils.errors import ConfigError, DatasetError
 
 # The example of the specification: the third image has label 1 and prediction 0.
@@ -14,7 +20,7 @@ SCORES = ((0.9, 0.1), (0.2, 0.8), (0.6, 0.4))
 SAMPLES = [{"image_id": i, "label": label} for i, label in enumerate((0, 1, 1))]
 MULTI_LABEL_SAMPLES = [
     {"image_id": 0, "labels": [0]},
-    {"image_id": 1, "labels": [], "ignored_labels": [1]},
+    {"image_id": 1, "labels": [1], "ignored_labels": [1]},
     {"image_id": 2, "labels": [0, 1]},
 ]
 
@@ -269,3 +275,29 @@ def test_multi_label_files_are_written(multi_label_pets, tmp_path):
 def test_single_label_dataset_is_told_from_a_multi_label_one(pets):
     with pytest.raises(DatasetError, match=r"has no 'labels'.* set evaluator_type to 'image_classification'"):
         MultiLabelEvaluator(pets).process(SAMPLES[:1], outputs_of(SCORES[:1]))
+
+
+@pytest.mark.parametrize(
+    ("evaluator_type", "head", "metrics"),
+    [
+        ("image_classification", "LinearClsHead", {"classification": {"top1", "precision", "recall", "f1"}}),
+        (
+            "multi_label_classification",
+            "MultiLabelLinearClsHead",
+            {"multi_label_classification": {"mAP", "CP", "CR", "CF1", "OP", "OR", "OF1"}},
+        ),
+    ],
+)
+def test_classifiers_are_evaluated_by_the_type_of_the_dataset(tiny_cfg, dataset, evaluator_type, head, metrics):
+    tiny_cfg.MODEL.META_ARCHITECTURE = "ImageClassifier"
+    tiny_cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    tiny_cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    tiny_cfg.MODEL.CLASSIFIER.NUM_CLASSES = 2
+    tiny_cfg.MODEL.CLASSIFIER.HEAD.NAME = head
+    if head != "LinearClsHead":
+        tiny_cfg.MODEL.CLASSIFIER.HEAD.LOSS = {"NAME": "CrossEntropyLoss", "USE_SIGMOID": True}
+    samples = [{"image_id": i, "label": i % 2, "labels": [i % 2]} for i in range(4)]
+    name = dataset(samples, classes=("cat", "dog"), evaluator_type=evaluator_type)
+    batches = [[{**sample, "image": torch.full((3, 32, 32), 80.0 * sample["image_id"])}] for sample in samples]
+    results = inference_on_dataset(build_model(tiny_cfg), batches, build_evaluator(tiny_cfg, name))
+    assert {task: {m for m in values if "-" not in m} for task, values in results.items()} == metrics

@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
+from detlib.data import DatasetCatalog, MetadataCatalog
 from detlib.engine.setup import run_tool
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -51,3 +53,16 @@ def config_file(tiny_cfg, tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(tiny_cfg.dump())
     return path
+
+
+@pytest.fixture
+def thumbnails(monkeypatch):
+    """The name of a dataset of two gray images in memory, a cat and a dog."""
+    samples = [
+        {"image": np.full((32, 32, 3), 128, dtype=np.uint8), "image_id": i, "label": i, "height": 32, "width": 32}
+        for i in range(2)
+    ]
+    monkeypatch.setitem(DatasetCatalog.data, "thumbnails", lambda: samples)
+    MetadataCatalog.get("thumbnails").set(classes=("cat", "dog"), evaluator_type="image_classification")
+    yield "thumbnails"
+    MetadataCatalog.remove("thumbnails")

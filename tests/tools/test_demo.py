@@ -75,6 +75,47 @@ def test_nothing_is_found_above_the_threshold(demo, photos):
     assert json.loads((photos / "found.json").read_text())[0]["instances"] == []
 
 
+@pytest.fixture
+def classify(call_tool, tiny_cfg, thumbnails, tmp_path):
+    """Calls demo.py with a classifier of random weights, for cats and dogs."""
+    tiny_cfg.MODEL.META_ARCHITECTURE = "ImageClassifier"
+    tiny_cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    tiny_cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    tiny_cfg.MODEL.CLASSIFIER.NUM_CLASSES = 2
+    tiny_cfg.DATASETS.TEST = (thumbnails,)
+    (tmp_path / "classifier.yaml").write_text(tiny_cfg.dump())
+    DetectionCheckpointer(build_model(tiny_cfg), save_dir=str(tmp_path)).save("random")
+
+    def call(*args):
+        weights = f"MODEL.WEIGHTS={tmp_path / 'random.pth'}"
+        return call_tool("demo", "--config-file", "classifier.yaml", *args, "--opts", weights)
+
+    return call
+
+
+def test_classifier_writes_the_best_classes_on_images_in_memory(classify, thumbnails, tmp_path):
+    done = classify("--dataset", thumbnails, "--output", "drawn", "--json", "found.json")
+    assert done.status == 0, done.err
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["image_0.png", "image_1.png"]
+    drawn = np.asarray(Image.open(tmp_path / "drawn" / "image_0.png"))
+    assert drawn.shape == (384, 384, 3)
+    assert (drawn[:12, :12] != 128).any() and (drawn[200:] == 128).all()
+    record = json.loads((tmp_path / "found.json").read_text())[0]
+    best, other = record["classes"]
+    assert (record["file_name"], record["pred_label"]) == ("image_0", best["category_id"])
+    assert {best["category_name"], other["category_name"]} == {"cat", "dog"}
+    assert best["score"] + other["score"] == pytest.approx(1)
+    line = f"image_0: {best['category_name']} {100 * best['score']:.0f} % ({other['category_name']} "
+    assert line in done.out
+    assert "classes of 2 images -> found.json" in done.out
+
+
+def test_classifier_draws_image_files(classify, photos):
+    done = classify("--input", "a", "b", "--output", "drawn")
+    assert done.status == 0, done.err
+    assert "[2/2] b/photo.png: " in done.out and " % (" in done.out
+
+
 def test_dataset_is_drawn_up_to_the_limit(demo, tmp_path):
     done = demo("--dataset", "shapes_val", "--limit", 2, "--output", "drawn")
     assert "[2/2]" in done.out

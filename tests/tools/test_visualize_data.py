@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -66,3 +67,22 @@ def test_image_that_is_not_there_is_named(call_tool, tmp_path):
     done = call_tool("visualize_data", "--source", "annotation", register, "DATASETS.TRAIN=['incomplete']")
     assert done.status == 2
     assert "gone.jpg does not exist" in done.err
+
+
+@pytest.mark.parametrize("source", ["annotation", "dataloader"])
+def test_images_in_memory_are_drawn_with_their_labels(call_tool, thumbnails, tmp_path, source):
+    done = call_tool("visualize_data", "--source", source, "--dataset", thumbnails, "--limit", 2, "INPUT.FORMAT=RGB")
+    assert done.status == 0, done.err
+    pictures = sorted((tmp_path / "visualized").iterdir())
+    assert all(path.name.endswith(("image_0.png", "image_1.png")) for path in pictures)
+    drawn = np.asarray(Image.open(pictures[0]))
+    assert (drawn[:12, :12] != 128).any() and (drawn[200:] == 128).all()
+
+
+def test_images_of_one_name_in_two_folders_become_two_pictures(call_tool, tmp_path):
+    for name in ("elm", "oak"):
+        (tmp_path / "leaves" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "leaves" / name / "1.png")
+    register = "DATASETS.REGISTER=[{NAME: leaves_of_one_name, TYPE: image_folder, IMAGES: leaves}]"
+    call_tool("visualize_data", "--source", "annotation", "DATASETS.TRAIN=[leaves_of_one_name]", register)
+    assert sorted(path.name for path in (tmp_path / "visualized").iterdir()) == ["0002_1.png", "1.png"]
