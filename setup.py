@@ -56,8 +56,9 @@ setup(
     extras_require={
         "fast-eval": ["faster-coco-eval>=1.6"],
         "safetensors": ["safetensors>=0.4"],
+        "timm": ["timm>=1.0"],
         "tracking": ["scipy>=1.10"],
-        "dev": ["pytest>=8", "ruff>=0.6", "faster-coco-eval>=1.6", "safetensors>=0.4", "scipy>=1.10"],
+        "dev": ["pytest>=8", "ruff>=0.6", "faster-coco-eval>=1.6", "safetensors>=0.4", "scipy>=1.10", "timm>=1.0"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

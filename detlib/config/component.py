@@ -39,8 +39,9 @@ def build_component(registry: Registry, node: Any, **defaults: Any) -> Any:
     target = registry.get(node["NAME"])
     arguments = {str(key).lower(): plain(value) for key, value in node.items() if key != "NAME"}
     parameters, takes_any = _parameters(target)
+    own = inspect.signature(target).parameters
     offered = {name: value for name, value in defaults.items() if name in parameters and name not in arguments}
-    problem = _unknown(arguments, parameters, takes_any) or _missing({**offered, **arguments}, parameters)
+    problem = _unknown(arguments, parameters, takes_any) or _missing({**offered, **arguments}, own)
     if problem:
         raise ConfigTypeError(f"{where}: {node['NAME']} {problem}")
     return target(**offered, **{name: _as_float(value, parameters.get(name)) for name, value in arguments.items()})
@@ -80,7 +81,8 @@ def _unknown(arguments: Mapping[str, Any], parameters: Mapping[str, Any], takes_
 
 
 def _missing(arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> str:
-    needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [name for name, p in parameters.items() if p.default is p.empty and p.kind not in variable]
     missing = [name.upper() for name in needed if name not in arguments]
     return f"needs {', '.join(missing)}, and the node does not give it" if missing else ""
 

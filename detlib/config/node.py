@@ -197,7 +197,7 @@ class CfgNode(_CfgNode):
         elif isinstance(section.get(name), CfgNode) and isinstance(decode(given, {}), Mapping):
             section[name]._merge(decode(given, {}), self, key)
         elif section.__dict__["_is_part"] and not path:
-            section._merge({name: given}, self, key.rpartition(".")[0])
+            section._merge({name: decode(given, {})}, self, key.rpartition(".")[0])
         elif name in section:
             section[name] = override(section[name], path, given, key, COMMAND_LINE)
         else:

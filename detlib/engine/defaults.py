@@ -17,6 +17,7 @@ from detlib.config import CfgNode
 from detlib.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detlib.data import transforms as T
 from detlib.data.datasets.register import register_datasets
+from detlib.data.detection_utils import build_augmentation
 from detlib.engine import hooks
 from detlib.engine.setup import (
     check_num_classes,
@@ -62,7 +63,9 @@ class DefaultPredictor:
         self.input_format = cfg.INPUT.FORMAT
         if self.input_format not in ("BGR", "RGB"):
             raise ConfigError(f"INPUT.FORMAT is {self.input_format!r}; DefaultPredictor takes 'BGR' or 'RGB'")
-        self.aug = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
+        augmentations = build_augmentation(cfg, is_train=False)
+        # Scripts call predictor.aug.get_transform(image) on the one resizing that there usually is.
+        self.aug = augmentations[0] if len(augmentations) == 1 else T.AugmentationList(augmentations)
         self.model = build_model(self.cfg)
         self.model.eval()
         if not cfg.MODEL.WEIGHTS:
@@ -80,8 +83,9 @@ class DefaultPredictor:
         _check_image(original_image)
         image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
         height, width = image.shape[:2]
-        image = self.aug.get_transform(image).apply_image(image)
-        tensor = torch.from_numpy(image.astype("float32").transpose(2, 0, 1))  # (3, H', W')
+        aug_input = T.AugInput(image)
+        self.aug(aug_input)
+        tensor = torch.from_numpy(aug_input.image.astype("float32").transpose(2, 0, 1))  # (3, H', W')
         tensor = tensor.to(next(self.model.parameters()).device)
         with torch.no_grad():
             return self.model([{"image": tensor, "height": height, "width": width}])[0]

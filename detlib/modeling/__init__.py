@@ -8,18 +8,26 @@ from detlib.modeling.backbone import (
     BACKBONE_REGISTRY,
     FPN,
     Backbone,
+    BackboneWithNeck,
+    MobileNet,
+    MobileNetV2,
     MViT,
     ResNet,
+    ResNet_CIFAR,
     ResNetBlockBase,
     SimpleFeaturePyramid,
     SwinTransformer,
+    TimmBackbone,
+    TorchvisionBackbone,
     ViT,
     build_backbone,
+    build_bottom_up,
     build_resnet_backbone,
     get_vit_lr_decay_rate,
     make_stage,
 )
-from detlib.modeling.head import HEAD_REGISTRY
+from detlib.modeling.batch_augmentation import BATCH_AUGMENT_REGISTRY
+from detlib.modeling.head import HEAD_REGISTRY, ClsHead, LinearClsHead, MultiLabelLinearClsHead
 from detlib.modeling.loss import LOSS_REGISTRY, build_loss
 from detlib.modeling.meta_arch import (
     FCOS,
@@ -27,6 +35,7 @@ from detlib.modeling.meta_arch import (
     SEM_SEG_HEADS_REGISTRY,
     DenseDetector,
     GeneralizedRCNN,
+    ImageClassifier,
     PanopticFPN,
     ProposalNetwork,
     RetinaNet,
@@ -34,7 +43,7 @@ from detlib.modeling.meta_arch import (
     build_model,
     build_sem_seg_head,
 )
-from detlib.modeling.neck import NECK_REGISTRY, build_neck
+from detlib.modeling.neck import NECK_REGISTRY, PAFPN, BiFPN, GlobalAveragePooling, build_neck
 from detlib.modeling.postprocessing import detector_postprocess
 from detlib.modeling.proposal_generator import (
     PROPOSAL_GENERATOR_REGISTRY,
@@ -42,7 +51,12 @@ from detlib.modeling.proposal_generator import (
     build_proposal_generator,
     build_rpn_head,
 )
-from detlib.modeling.roi_extractor import ROI_EXTRACTOR_REGISTRY, build_roi_extractor
+from detlib.modeling.roi_extractor import (
+    ROI_EXTRACTOR_REGISTRY,
+    GenericRoIExtractor,
+    SingleRoIExtractor,
+    build_roi_extractor,
+)
 from detlib.modeling.roi_heads import (
     ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,
@@ -63,6 +77,7 @@ from detlib.modeling.self_supervised import MEMORY_REGISTRY
 __all__ = [
     "ANCHOR_GENERATOR_REGISTRY",
     "BACKBONE_REGISTRY",
+    "BATCH_AUGMENT_REGISTRY",
     "FCOS",
     "FPN",
     "HEAD_REGISTRY",
@@ -70,6 +85,7 @@ __all__ = [
     "MEMORY_REGISTRY",
     "META_ARCH_REGISTRY",
     "NECK_REGISTRY",
+    "PAFPN",
     "PROPOSAL_GENERATOR_REGISTRY",
     "ROI_BOX_HEAD_REGISTRY",
     "ROI_EXTRACTOR_REGISTRY",
@@ -79,25 +95,40 @@ __all__ = [
     "RPN_HEAD_REGISTRY",
     "SEM_SEG_HEADS_REGISTRY",
     "Backbone",
+    "BackboneWithNeck",
     "BaseKeypointRCNNHead",
     "BaseMaskRCNNHead",
+    "BiFPN",
+    "ClsHead",
     "DenseDetector",
     "FastRCNNOutputLayers",
     "GeneralizedRCNN",
+    "GenericRoIExtractor",
+    "GlobalAveragePooling",
+    "ImageClassifier",
+    "LinearClsHead",
     "MViT",
+    "MobileNet",
+    "MobileNetV2",
+    "MultiLabelLinearClsHead",
     "PanopticFPN",
     "ProposalNetwork",
     "ROIHeads",
     "ResNet",
     "ResNetBlockBase",
+    "ResNet_CIFAR",
     "RetinaNet",
     "SemanticSegmentor",
     "SimpleFeaturePyramid",
+    "SingleRoIExtractor",
     "StandardROIHeads",
     "SwinTransformer",
+    "TimmBackbone",
+    "TorchvisionBackbone",
     "ViT",
     "build_anchor_generator",
     "build_backbone",
+    "build_bottom_up",
     "build_box_head",
     "build_keypoint_head",
     "build_loss",

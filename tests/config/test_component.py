@@ -51,6 +51,15 @@ def test_arguments_reach_the_parent_class_through_kwargs():
     assert (neck.in_channels, neck.out_channels, neck.factor) == (4, 8, 3)
 
 
+def test_what_a_class_gives_to_its_parent_itself_is_not_asked_for():
+    @PARTS.register("NeckOfFour")
+    class NeckOfFour(Neck):
+        def __init__(self, **kwargs) -> None:
+            super().__init__(in_channels=4, out_channels=4, **kwargs)
+
+    assert build_component(PARTS, {"NAME": "NeckOfFour", "NORM": "BN"}).norm == "BN"
+
+
 def test_list_of_nodes_builds_a_list():
     parts = build_component(PARTS, [{"NAME": "Loss"}, {"NAME": "Loss", "BETA": 2}])
     assert [part.beta for part in parts] == [1.0, 2.0]
@@ -118,6 +127,12 @@ def test_whole_part_can_be_given_on_the_command_line():
     cfg = get_cfg()
     cfg.merge_from_list(["MODEL.NECK={NAME: Neck, OUT_CHANNELS: 8}"])
     assert cfg.MODEL.NECK == {"NAME": "Neck", "OUT_CHANNELS": 8}
+
+
+def test_node_within_a_part_can_be_given_on_the_command_line():
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.CLASSIFIER.HEAD.LOSS", "{NAME: Loss, BETA: 2}"])
+    assert cfg.MODEL.CLASSIFIER.HEAD == {"NAME": "LinearClsHead", "LOSS": {"NAME": "Loss", "BETA": 2}}
 
 
 def test_values_of_a_part_may_change_their_type(write):

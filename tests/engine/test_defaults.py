@@ -264,3 +264,17 @@ def test_predictor_warns_of_random_weights(tiny_cfg, log):
 def test_predictor_refuses_what_is_no_bgr_image(tiny_cfg, wrong, message):
     with pytest.raises(ValueError, match=message):
         DefaultPredictor(tiny_cfg)(wrong)
+
+
+def test_predictor_takes_the_augmentations_of_the_config(tiny_cfg, image):
+    tiny_cfg.INPUT.AUGMENTATIONS_TEST = [{"NAME": "Resize", "SHAPE": [48, 40]}, {"NAME": "CenterCrop", "SIZE": 32}]
+    predictor = DefaultPredictor(tiny_cfg)
+    seen = []
+    predictor.model.forward = lambda inputs: seen.append(inputs[0]["image"].shape) or [{}]
+    predictor(image)
+    assert seen == [(3, 32, 32)]
+
+
+def test_predictor_has_the_resizing_that_scripts_ask_for(tiny_cfg, image):
+    transform = DefaultPredictor(tiny_cfg).aug.get_transform(image)
+    assert transform.apply_image(image).shape[0] == 64

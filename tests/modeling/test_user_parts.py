@@ -5,6 +5,7 @@ import torch
 
 from detlib.config import get_cfg
 from detlib.modeling import build_model
+from detlib.modeling.backbone import build_bottom_up
 from detlib.utils.errors import ConfigTypeError
 
 MOBILENET = """
@@ -308,3 +309,12 @@ def test_option_that_a_builder_of_the_backbone_would_not_read_is_refused(tmp_pat
 def test_default_config_names_no_loss_and_no_head():
     cfg = get_cfg()
     assert cfg.MODEL.RETINANET.LOSS_BBOX == cfg.MODEL.RPN.LOSS_CLS == cfg.MODEL.FCOS.HEAD == {}
+
+
+def test_freezing_layers_of_a_backbone_that_cannot_is_refused(config, tiny_cfg):
+    yaml = "MODEL: {{BACKBONE: {{_DELETE_: true, NAME: MobileNetOfMine, ARG1: 8, ARG2: 16, FREEZE_AT: {}}}}}"
+    cfg = config(tiny_cfg, {"mobilenet": MOBILENET}, yaml.format(0))
+    assert build_bottom_up(cfg).stages[0].weight.requires_grad
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    with pytest.raises(ConfigTypeError, match=r"MODEL.BACKBONE: MobileNetOfMine takes no FREEZE_AT"):
+        build_bottom_up(cfg)

@@ -24,11 +24,13 @@ from detlib.modeling.backbone.vit import (
     build_vit_fpn_backbone,
     get_vit_lr_decay_rate,
 )
+from detlib.modeling.backbone.with_neck import BackboneWithNeck
 
 __all__ = [
     "BACKBONE_REGISTRY",
     "FPN",
     "Backbone",
+    "BackboneWithNeck",
     "BasicStem",
     "BottleneckBlock",
     "MViT",

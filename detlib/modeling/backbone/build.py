@@ -52,9 +52,12 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backb
         _check_keys(cfg)
         backbone = target(cfg, input_shape)
     else:
-        node = {key: value for key, value in cfg.MODEL.BACKBONE.items() if key != "FREEZE_AT"}
-        freeze_at = cfg.MODEL.BACKBONE.get("FREEZE_AT", DEFAULTS["MODEL"]["BACKBONE"]["FREEZE_AT"])
-        offers = {"input_shape": input_shape, "in_channels": input_shape.channels, "freeze_at": freeze_at}
+        node = cfg.MODEL.BACKBONE.clone()
+        node.defrost()
+        offers = {"input_shape": input_shape, "in_channels": input_shape.channels}
+        if "FREEZE_AT" not in places(node) or not node.FREEZE_AT:
+            # The default is for those that can freeze layers; others are in the wrong only if they are asked to.
+            offers["freeze_at"] = node.pop("FREEZE_AT", DEFAULTS["MODEL"]["BACKBONE"]["FREEZE_AT"])
         backbone = build_component(BACKBONE_REGISTRY, node, **offers)
     if not isinstance(backbone, Backbone):
         raise ConfigError(
