@@ -19,6 +19,12 @@ from detlib.utils.errors import ConfigError, DatasetError, MissingFileError, Unk
 WIDE, TALL = (40, 60), (60, 40)
 
 
+@pytest.fixture
+def own_catalog(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(DatasetCatalog, "data", dict(DatasetCatalog.data))
+
+
 def first(loader, n):
     return list(itertools.islice(loader, n))
 
@@ -69,6 +75,41 @@ def test_datasets_must_agree_on_their_classes(dataset, metadata):
     with pytest.raises(DatasetError, match="thing_classes differ"):
         get_detection_dataset_dicts(["tiny", "other"])
     DatasetCatalog.remove("other")
+
+
+def labelled(name, metadata, samples, classes=("cat", "dog")):
+    DatasetCatalog.register(name, lambda: samples)
+    metadata(name, classes=classes)
+
+
+def test_labelled_images_are_not_filtered_as_empty(metadata, own_catalog):
+    samples = [{"file_name": "a.jpg", "label": 1}, {"file_name": "b.jpg", "labels": []}]
+    labelled("labelled", metadata, samples)
+    assert get_detection_dataset_dicts("labelled", filter_empty=True, min_keypoints=1) == samples
+
+
+def test_labels_must_be_classes_of_the_dataset(metadata, own_catalog):
+    labelled("labelled", metadata, [{"file_name": "a.jpg", "label": 2}])
+    with pytest.raises(DatasetError, match=r"a\.jpg has the label 2, but there are 2 classes"):
+        get_detection_dataset_dicts("labelled")
+
+
+def test_labelled_datasets_must_agree_on_their_classes(metadata, own_catalog):
+    labelled("labelled", metadata, [{"label": 0}])
+    labelled("others", metadata, [{"label": 0}], classes=("dog", "cat"))
+    with pytest.raises(DatasetError, match=r"'labelled' and 'others' .*their classes differ"):
+        get_detection_dataset_dicts(["labelled", "others"])
+
+
+def test_images_in_memory_are_evaluated_in_order(metadata, own_catalog, tiny_cfg):
+    samples = [{"image": np.full((8, 8, 3), i, np.uint8), "label": i % 2, "image_id": i} for i in range(3)]
+    labelled("labelled", metadata, samples)
+    tiny_cfg.INPUT.AUGMENTATIONS_TEST = [{"NAME": "CenterCrop", "SIZE": 4}]
+    batches = list(build_detection_test_loader(tiny_cfg, "labelled"))
+    assert [(s["image_id"], s["label"], s["image"].shape) for (s,) in batches] == [
+        (i, i % 2, (3, 4, 4)) for i in range(3)
+    ]
+    assert [s["image"].unique().tolist() for (s,) in batches] == [[0], [1], [2]]
 
 
 def test_number_of_proposal_files_must_be_that_of_the_datasets(dataset):

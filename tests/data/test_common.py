@@ -1,6 +1,7 @@
 import pickle
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from detlib.data import DatasetFromList, MapDataset, ToIterableDataset
@@ -142,3 +143,22 @@ def test_batches_are_all_wide_or_all_not():
     samples = [{"width": w, "height": h, "id": i} for i, (w, h) in enumerate(sizes)]
     batches = AspectRatioGroupedDataset(samples, 2)
     assert [[sample["id"] for sample in batch] for batch in batches] == [[1, 2], [0, 3]]
+
+
+def test_error_of_a_sample_in_memory_names_its_id():
+    def fail(sample):
+        raise KeyError("depth")
+
+    with pytest.raises(RuntimeError, match="the sample with image_id 7: KeyError"):
+        MapDataset([{"image_id": 7, "image": None}], fail)[0]
+
+
+def test_batches_are_grouped_by_the_image_that_the_model_gets():
+    shapes = [(3, 2, 4), (3, 4, 2), (3, 2, 2), (3, 1, 8)]
+    samples = [{"image": torch.zeros(shape), "width": 9, "height": 1, "id": i} for i, shape in enumerate(shapes)]
+    batches = AspectRatioGroupedDataset(samples, 2)
+    assert [[sample["id"] for sample in batch] for batch in batches] == [[1, 2], [0, 3]]
+
+
+def test_samples_of_unknown_size_form_one_group():
+    assert list(AspectRatioGroupedDataset([{"id": 0}, {"id": 1}], 2)) == [[{"id": 0}, {"id": 1}]]

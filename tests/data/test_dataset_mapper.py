@@ -150,3 +150,22 @@ def test_config_with_keypoints_takes_the_flip_map_of_the_dataset(tiny_cfg, metad
     tiny_cfg.DATASETS.TRAIN = ("faces",)
     tiny_cfg.MODEL.KEYPOINT_ON = True
     assert DatasetMapper(tiny_cfg).keypoint_hflip_indices == [1, 0]
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize(("key", "value"), [("label", 3), ("labels", [1, 2]), ("score", np.array([0.5, 0.5]))])
+def test_labels_of_the_image_are_passed_on(image_file, is_train, key, value):
+    mapped = mapper(is_train, [T.RandomResizedCrop(8)])({"file_name": image_file("a.png", 20, 40), key: value})
+    assert mapped["image"].shape == (3, 8, 8)
+    assert mapped[key] is value
+    assert mapped.keys() == {"file_name", "image", "height", "width", key}
+
+
+def test_image_in_memory_is_taken_as_rgb():
+    image = np.zeros((2, 4, 3), dtype=np.uint8)
+    image[..., 0] = 9
+    sample = {"image": image, "label": 1}
+    mapped = mapper(image_format="BGR", augmentations=[T.Resize((4, 8))])(sample)
+    assert mapped["image"][:, 0, 0].tolist() == [0, 0, 9]
+    assert (mapped["height"], mapped["width"], mapped["image"].shape) == (2, 4, (3, 4, 8))
+    assert sample["image"] is image

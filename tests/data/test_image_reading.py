@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detlib.data.detection_utils import SizeMismatchError, check_image_size, convert_image_to_rgb, read_image
+from detlib.data.detection_utils import SizeMismatchError, check_image_size, convert_image_to_rgb, image_of, read_image
 from detlib.utils.errors import DatasetError, MissingFileError
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
@@ -109,3 +109,34 @@ def test_missing_size_is_filled_in():
     sample = {}
     check_image_size(sample, np.zeros((10, 40, 3)))
     assert sample == {"height": 10, "width": 40}
+
+
+@pytest.mark.parametrize(
+    ("image_format", "expected"), [("RGB", [1, 2, 3]), ("BGR", [3, 2, 1]), (None, [1, 2, 3]), ("L", [2])]
+)
+def test_image_in_memory_is_converted_like_that_of_a_file(image_format, expected):
+    image = np.full((2, 2, 3), (1, 2, 3), dtype=np.uint8)
+    assert image_of({"image": image}, image_format)[0, 0].tolist() == expected
+
+
+def test_gray_image_in_memory_may_become_a_color_image():
+    assert image_of({"image": np.full((2, 2), 7, dtype=np.uint8)}, "BGR")[1, 1].tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("image", "got"),
+    [
+        (np.zeros((2, 2, 3)), r"float64 of the shape \(2, 2, 3\)"),
+        (np.zeros((3, 2, 2), np.uint8), r"uint8 of the shape \(3, 2, 2\)"),
+        (torch.zeros(2, 2, 3, dtype=torch.uint8), r"torch.uint8 of the shape \(2, 2, 3\)"),
+        ([[1]], "list"),
+    ],
+)
+def test_image_in_memory_of_another_form_is_refused(image, got):
+    with pytest.raises(DatasetError, match=rf"numpy array of uint8, \(H, W, 3\) in RGB or \(H, W\), it is {got}"):
+        image_of({"image": image}, "RGB")
+
+
+def test_sample_without_an_image_is_refused():
+    with pytest.raises(DatasetError, match="needs a 'file_name' or an 'image', it has label, score"):
+        image_of({"label": 1, "score": 2})

@@ -6,6 +6,7 @@ import pytest
 
 from detlib.data import load_proposals_into_dataset, print_instances_class_histogram
 from detlib.data.build import filter_images_with_few_keypoints, filter_images_with_only_crowd_annotations
+from detlib.data.preparation import print_label_histogram
 from detlib.structures import BoxMode
 from detlib.utils.errors import CheckpointError, DatasetError, MissingFileError
 
@@ -111,3 +112,19 @@ def test_histogram_counts_objects_of_each_class(caplog):
 def test_category_that_is_none_of_the_classes_names_the_image(category_id):
     with pytest.raises(DatasetError, match=rf"a\.jpg has category_id {category_id}, but there are 2 classes"):
         print_instances_class_histogram([image({"category_id": category_id}, file_name="a.jpg")], ["cat", "dog"])
+
+
+def test_histogram_counts_images_of_each_label(caplog):
+    samples = [{"label": 1}, {"label": 1}, {"labels": [0, 1]}, {"labels": []}]
+    with caplog.at_level(logging.INFO):
+        print_label_histogram(samples, ("cat", "dog"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in caplog.text.splitlines() if "|" in line]
+    assert rows[0] == ["class", "images"] * 3
+    assert rows[2:] == [["cat", "1", "dog", "3", "total", "4"]]
+    assert "of 4 in all" in caplog.text
+
+
+@pytest.mark.parametrize("label", [{"label": 2}, {"labels": [0, -1]}])
+def test_label_that_is_none_of_the_classes_names_the_image(label):
+    with pytest.raises(DatasetError, match=r"a\.jpg has the label (2|-1), but there are 2 classes, .*: cat, dog"):
+        print_label_histogram([{"file_name": "a.jpg", **label}], ("cat", "dog"))

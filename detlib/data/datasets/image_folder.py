@@ -134,11 +134,9 @@ def load_image_list(list_file: str | os.PathLike[str], image_root: str, classes:
 
 def _parse(line: str, where: str, classes: Sequence[str]) -> tuple[str, int]:
     path, _, label = line.strip().rpartition(" ")
-    if not path or not label.isdecimal():
-        raise DatasetError(
-            f"{where}: {line.strip()!r} is not of the form 'path/of/image.jpg 3': a path, a blank, a class"
-        )
-    if int(label) >= len(classes):
+    if not path or not label.removeprefix("-").isdecimal():
+        raise DatasetError(f"{where}: {line.strip()!r} is not a path, a blank and a class, such as 'cat/1.jpg 0'")
+    if not 0 <= int(label) < len(classes):
         raise DatasetError(
             f"{where}: class {label} does not exist; there are {len(classes)} classes, numbered from 0: "
             f"{', '.join(classes)}"
@@ -164,11 +162,12 @@ def _check_classes(image_root: str, folders: list[str], classes: Sequence[str] |
             f"CLASSES has {len(classes)} names ({', '.join(classes)}), but {image_root!r} has {len(folders)} folders "
             f"({', '.join(folders)}); each folder is one class"
         )
-    if sorted(classes) == folders and list(classes) != folders:
-        raise DatasetError(
-            f"CLASSES has the folders of {image_root!r} in another order; labels follow the sorted folders. Leave "
-            f"CLASSES out, or write [{', '.join(folders)}]"
-        )
+    for name, folder in zip(classes, folders, strict=True):
+        if name != folder and name in folders:
+            raise DatasetError(
+                f"CLASSES has {name!r} where {image_root!r} has the folder {folder!r}; labels follow the sorted "
+                f"folders. Leave CLASSES out, or write [{', '.join(folders)}]"
+            )
 
 
 def _image_paths(image_root: str, folder: str) -> list[str]:

@@ -13,17 +13,19 @@ from detlib.data.datasets.builtin_meta import (
 from detlib.utils.errors import MissingFileError
 
 KNOWN_NAMES = """
-ade20k_sem_seg_train ade20k_sem_seg_val cityscapes_fine_instance_seg_test cityscapes_fine_instance_seg_train
-cityscapes_fine_instance_seg_val cityscapes_fine_panoptic_train cityscapes_fine_panoptic_val
-cityscapes_fine_sem_seg_test cityscapes_fine_sem_seg_train cityscapes_fine_sem_seg_val coco_2014_minival
-coco_2014_train coco_2014_val coco_2014_valminusminival coco_2017_test coco_2017_test-dev coco_2017_train
-coco_2017_train_panoptic coco_2017_train_panoptic_separated coco_2017_train_panoptic_stuffonly coco_2017_val
-coco_2017_val_100 coco_2017_val_100_panoptic coco_2017_val_100_panoptic_separated coco_2017_val_100_panoptic_stuffonly
-coco_2017_val_panoptic coco_2017_val_panoptic_separated coco_2017_val_panoptic_stuffonly keypoints_coco_2014_minival
-keypoints_coco_2014_train keypoints_coco_2014_val keypoints_coco_2014_valminusminival keypoints_coco_2017_train
-keypoints_coco_2017_val keypoints_coco_2017_val_100 lvis_v0.5_test lvis_v0.5_train lvis_v0.5_train_cocofied
-lvis_v0.5_val lvis_v0.5_val_cocofied lvis_v0.5_val_rand_100 lvis_v1_test_challenge lvis_v1_test_dev lvis_v1_train
-lvis_v1_val voc_2007_test voc_2007_train voc_2007_trainval voc_2007_val voc_2012_train voc_2012_trainval voc_2012_val
+ade20k_sem_seg_train ade20k_sem_seg_val cifar100_test cifar100_train cifar10_test cifar10_train
+cityscapes_fine_instance_seg_test cityscapes_fine_instance_seg_train cityscapes_fine_instance_seg_val
+cityscapes_fine_panoptic_train cityscapes_fine_panoptic_val cityscapes_fine_sem_seg_test cityscapes_fine_sem_seg_train
+cityscapes_fine_sem_seg_val coco_2014_minival coco_2014_train coco_2014_val coco_2014_valminusminival coco_2017_test
+coco_2017_test-dev coco_2017_train coco_2017_train_panoptic coco_2017_train_panoptic_separated
+coco_2017_train_panoptic_stuffonly coco_2017_val coco_2017_val_100 coco_2017_val_100_panoptic
+coco_2017_val_100_panoptic_separated coco_2017_val_100_panoptic_stuffonly coco_2017_val_panoptic
+coco_2017_val_panoptic_separated coco_2017_val_panoptic_stuffonly imagenet_1k_train imagenet_1k_val
+keypoints_coco_2014_minival keypoints_coco_2014_train keypoints_coco_2014_val keypoints_coco_2014_valminusminival
+keypoints_coco_2017_train keypoints_coco_2017_val keypoints_coco_2017_val_100 lvis_v0.5_test lvis_v0.5_train
+lvis_v0.5_train_cocofied lvis_v0.5_val lvis_v0.5_val_cocofied lvis_v0.5_val_rand_100 lvis_v1_test_challenge
+lvis_v1_test_dev lvis_v1_train lvis_v1_val voc_2007_test voc_2007_train voc_2007_trainval voc_2007_val voc_2012_train
+voc_2012_trainval voc_2012_val
 """
 
 
@@ -64,6 +66,8 @@ def test_all_known_names_are_registered():
         ("cityscapes_fine_panoptic_val", "cityscapes_panoptic_seg"),
         ("voc_2007_test", "pascal_voc"),
         ("ade20k_sem_seg_val", "sem_seg"),
+        ("cifar10_test", "image_classification"),
+        ("imagenet_1k_val", "image_classification"),
     ],
 )
 def test_evaluator_of_each_kind_is_known(name, evaluator_type):
@@ -96,12 +100,14 @@ def test_class_names_are_known_without_files():
         ("cityscapes_fine_instance_seg_train", "cityscapes/leftImg8bit/train, cityscapes/gtFine/train"),
         ("voc_2012_trainval", "VOC2012/ImageSets/Main/trainval.txt"),
         ("ade20k_sem_seg_val", "ADEChallengeData2016/annotations_detectron2/validation"),
+        ("cifar100_test", "cifar-100-python/test, cifar-100-python/meta"),
+        ("imagenet_1k_train", "imagenet/train"),
     ],
 )
 def test_missing_files_name_the_variable_and_the_expected_tree(name, path, tmp_path, monkeypatch):
     monkeypatch.setattr(DatasetCatalog, "data", {})
     monkeypatch.setattr(MetadataCatalog, "data", {})
-    for group in ("coco", "lvis", "cityscapes", "pascal_voc", "ade20k"):
+    for group in ("coco", "lvis", "cityscapes", "pascal_voc", "ade20k", "cifar", "imagenet"):
         getattr(builtin, f"register_all_{group}")(str(tmp_path))
     with pytest.raises(MissingFileError, match=rf"'{name}' lacks .*DETLIB_DATASETS.*{path}.*builtin_datasets\.md"):
         DatasetCatalog.get(name)
@@ -116,12 +122,12 @@ def test_registering_reads_no_file(monkeypatch):
 
     for module, name in (("builtins", "open"), ("os", "stat"), ("os", "listdir"), ("os", "scandir")):
         monkeypatch.setattr(f"{module}.{name}", read)
-    for group in ("coco", "lvis", "cityscapes", "pascal_voc", "ade20k"):
+    for group in ("coco", "lvis", "cityscapes", "pascal_voc", "ade20k", "cifar", "imagenet"):
         getattr(builtin, f"register_all_{group}")("anywhere")
     cityscapes_panoptic.register_all_cityscapes_panoptic("anywhere")
     names = len(DatasetCatalog)
     monkeypatch.undo()
-    assert names == 52
+    assert names == 58
 
 
 @pytest.mark.parametrize(

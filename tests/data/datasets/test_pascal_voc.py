@@ -1,7 +1,7 @@
 import pytest
 
 from detlib.data import DatasetCatalog, MetadataCatalog
-from detlib.data.datasets import load_voc_instances, register_pascal_voc
+from detlib.data.datasets import load_voc_instances, load_voc_labels, register_pascal_voc, register_voc_multi_label
 from detlib.structures import BoxMode
 from detlib.utils.errors import DatasetError, MissingFileError
 
@@ -62,3 +62,38 @@ def test_missing_file_is_named(voc, path):
     (voc / path).unlink()
     with pytest.raises(MissingFileError, match=path):
         load_voc_instances(str(voc), "val", ["cat", "dog"])
+
+
+def object_of(name, difficult=None):
+    tag = "" if difficult is None else f"<difficult>{difficult}</difficult>"
+    return f"<object><name>{name}</name>{tag}</object>"
+
+
+def test_labels_are_the_classes_present_and_those_only_difficult_are_ignored(voc):
+    page = "".join(
+        [object_of("dog", 1), object_of("cow", 0), object_of("cow", 1), object_of("cat"), object_of("sheep", 1)]
+    )
+    (voc / "Annotations/000002.xml").write_text(PAGE.format(page))
+    first, second = load_voc_labels(str(voc), "val", ["cat", "cow", "dog", "sheep"])
+    assert first == {
+        "file_name": str(voc / "JPEGImages/000002.jpg"),
+        "image_id": "000002",
+        "height": 20,
+        "width": 30,
+        "labels": [0, 1, 2, 3],
+        "ignored_labels": [2, 3],
+    }
+    assert (second["labels"], second["ignored_labels"]) == ([], [])
+
+
+def test_registered_labels_have_20_classes_and_an_evaluator(voc):
+    register_voc_multi_label("my_voc", str(voc), "val")
+    assert DatasetCatalog.get("my_voc")[0]["labels"] == [11]
+    metadata = MetadataCatalog.get("my_voc")
+    assert (len(metadata.classes), metadata.classes[11]) == (20, "dog")
+    assert metadata.evaluator_type == "multi_label_classification"
+
+
+def test_label_of_an_unknown_class_is_refused_by_name(voc):
+    with pytest.raises(DatasetError, match=r"000002\.xml: .*class 'dog'; known are cat"):
+        load_voc_labels(str(voc), "val", ["cat"])

@@ -101,3 +101,86 @@ def test_entry_that_is_no_mapping_shows_the_expected_form(register):
 def test_path_that_is_no_string_is_refused(register):
     with pytest.raises(ConfigError, match=r"REGISTER\[0\]\.JSON is None"):
         register(declare(JSON=None))
+
+
+def write_voc(folder):
+    for name in ("ImageSets/Main", "Annotations"):
+        (folder / name).mkdir(parents=True)
+    (folder / "ImageSets/Main/train.txt").write_text("1\n")
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>3</ymax></bndbox>"
+    found = f"<object><name>robin</name>{box}</object>"
+    page = f"<annotation><size><width>4</width><height>5</height></size>{found}</annotation>"
+    (folder / "Annotations/1.xml").write_text(page)
+
+
+def declare_voc(**changes):
+    return {"NAME": NAME, "TYPE": "pascal_voc", "ROOT": "birds", "SPLIT": "train", **changes}
+
+
+@pytest.mark.parametrize(("years", "year"), [({}, 2012), ({"YEAR": 2007}, 2007)])
+def test_declared_voc_detects_the_classes_that_it_names(register, tmp_path, years, year):
+    write_voc(tmp_path / "birds")
+    register(declare_voc(CLASSES=["wren", "robin"], **years))
+    assert DatasetCatalog.get(NAME)[0]["annotations"][0]["category_id"] == 1
+    metadata = MetadataCatalog.get(NAME)
+    assert (metadata.thing_classes, metadata.year) == (["wren", "robin"], year)
+
+
+def test_declared_voc_has_the_20_classes_by_default(register):
+    register(declare_voc())
+    assert len(MetadataCatalog.get(NAME).thing_classes) == 20
+
+
+def test_declared_voc_classifies_with_several_labels(register, tmp_path):
+    write_voc(tmp_path / "birds")
+    register(declare_voc(TYPE="voc_multi_label", CLASSES=["wren", "robin"]))
+    assert DatasetCatalog.get(NAME)[0]["labels"] == [1]
+    assert MetadataCatalog.get(NAME).classes == ("wren", "robin")
+
+
+def test_declared_image_folder_takes_its_classes_from_folders(register, tmp_path):
+    (tmp_path / "leaves/oak").mkdir(parents=True)
+    (tmp_path / "leaves/oak/1.jpg").touch()
+    register({"NAME": NAME, "TYPE": "image_folder", "IMAGES": "leaves"})
+    assert DatasetCatalog.get(NAME)[0]["label"] == 0
+    assert MetadataCatalog.get(NAME).classes == ("oak",)
+
+
+def test_declared_list_of_images_is_looked_for_like_other_files(register, tmp_path):
+    (tmp_path / "leaves").mkdir()
+    (tmp_path / "leaves/1.jpg").touch()
+    classes = ["elm", "oak"]
+    register({"NAME": NAME, "TYPE": "image_folder", "IMAGES": "leaves", "ANNOTATIONS": "a.txt", "CLASSES": classes})
+    with pytest.raises(MissingFileError, match=r"REGISTER\[0\]\.ANNOTATIONS is '.*a\.txt', which does not exist"):
+        DatasetCatalog.get(NAME)
+    (tmp_path / "a.txt").write_text("1.jpg 1\n")
+    assert DatasetCatalog.get(NAME)[0]["label"] == 1
+
+
+@pytest.mark.parametrize(
+    ("type_name", "folder"), [("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")]
+)
+def test_declared_cifar_says_where_to_get_it(register, tmp_path, type_name, folder):
+    register({"NAME": NAME, "TYPE": type_name, "ROOT": "data", "SPLIT": "test"})
+    with pytest.raises(MissingFileError, match=rf"fetch https://.*-python\.tar\.gz .*{tmp_path}/data/{folder}"):
+        DatasetCatalog.get(NAME)
+
+
+@pytest.mark.parametrize(
+    ("declaration", "message"),
+    [
+        ({"TYPE": "cifar10", "ROOT": "data", "SPLIT": "val"}, r"\.SPLIT is 'val'; expected 'train' or 'test'"),
+        ({"TYPE": "cifar10", "ROOT": "data"}, r"lacks SPLIT; .*needs NAME, TYPE, ROOT, SPLIT$"),
+        ({"TYPE": "pascal_voc", "ROOT": "data", "SPLIT": "a", "YEAR": "2007"}, r"\.YEAR is '2007'; expected a whole"),
+        ({"TYPE": "image_folder", "IMAGES": "a", "CLASSES": "oak"}, r"\.CLASSES is 'oak'; expected the names"),
+        ({"TYPE": "image_folder", "IMAGES": "a", "ANNOTATIONS": 3}, r"\.ANNOTATIONS is 3; expected a string"),
+        ({"TYPE": "image_folder", "IMAGES": "a", "ANNOTATIONS": "a.txt"}, "give their names, too, in CLASSES"),
+        (
+            {"TYPE": "image_folder", "IMAGES": "a", "LABELS": "b"},
+            r"unknown key 'LABELS'; .*ANNOTATIONS, CLASSES",
+        ),
+    ],
+)
+def test_declaration_with_a_mistake_says_which(register, declaration, message):
+    with pytest.raises(ConfigError, match=message):
+        register({"NAME": NAME, **declaration})

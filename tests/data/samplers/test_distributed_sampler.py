@@ -101,6 +101,20 @@ def test_repeat_factors_are_those_of_the_rarest_class_in_the_image():
     assert factors.tolist() == pytest.approx([1, 1, 1, 4, 1])
 
 
+@pytest.mark.parametrize("key", ["label", "labels"])
+def test_repeat_factors_follow_from_labels_of_images(key):
+    # Of 40 images 1 is of class 1: f = 0.025, t = 0.1, sqrt(t / f) = 2.
+    samples = [{key: c if key == "label" else [0, c]} for c in [0] * 39 + [1]]
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(samples, 0.1)
+    assert factors.tolist() == [1] * 39 + [2]
+
+
+def test_repeat_factor_may_be_a_fraction():
+    samples = [{"label": 0}] * 97 + [{"label": 1}] * 3  # f = 0.03
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(samples, 0.1)
+    assert factors[-1].item() == pytest.approx(1.8257, abs=1e-4)
+
+
 def test_common_classes_are_not_repeated():
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency([image_of(0), image_of(1)], 0.1)
     assert factors.tolist() == [1, 1]
