@@ -318,3 +318,9 @@ def test_freezing_layers_of_a_backbone_that_cannot_is_refused(config, tiny_cfg):
     cfg.MODEL.BACKBONE.FREEZE_AT = 2
     with pytest.raises(ConfigTypeError, match=r"MODEL.BACKBONE: MobileNetOfMine takes no FREEZE_AT"):
         build_bottom_up(cfg)
+
+
+def test_builder_of_a_backbone_needs_no_more_than_its_name(config, tiny_cfg):
+    name = tiny_cfg.MODEL.BACKBONE.NAME
+    cfg = config(tiny_cfg, {"empty": ""}, f"MODEL: {{BACKBONE: {{_DELETE_: true, NAME: {name}}}}}")
+    assert not build_bottom_up(cfg).bottom_up.stem.conv1.weight.requires_grad  # FREEZE_AT is 2 by default.

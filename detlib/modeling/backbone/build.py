@@ -16,6 +16,8 @@ from detlib.utils.registry import Registry
 
 __all__ = ["BACKBONE_REGISTRY", "build_backbone", "build_bottom_up"]
 
+_FREEZE_AT = DEFAULTS["MODEL"]["BACKBONE"]["FREEZE_AT"]
+
 BACKBONE_REGISTRY = Registry("BACKBONE")
 BACKBONE_REGISTRY.__doc__ = """
 Backbones: functions or classes that return a :class:`Backbone`. Those whose first argument is ``cfg``, and classes with
@@ -50,14 +52,14 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backb
     target = BACKBONE_REGISTRY.get(name)
     if _takes_config(target):
         _check_keys(cfg)
-        backbone = target(cfg, input_shape)
+        backbone = target(_with_freeze_at(cfg), input_shape)
     else:
         node = cfg.MODEL.BACKBONE.clone()
         node.defrost()
         offers = {"input_shape": input_shape, "in_channels": input_shape.channels}
-        if "FREEZE_AT" not in places(node) or not node.FREEZE_AT:
+        if "FREEZE_AT" not in places(node) or not node.get("FREEZE_AT"):
             # The default is for those that can freeze layers; others are in the wrong only if they are asked to.
-            offers["freeze_at"] = node.pop("FREEZE_AT", DEFAULTS["MODEL"]["BACKBONE"]["FREEZE_AT"])
+            offers["freeze_at"] = node.pop("FREEZE_AT", _FREEZE_AT)
         backbone = build_component(BACKBONE_REGISTRY, node, **offers)
     if not isinstance(backbone, Backbone):
         raise ConfigError(
@@ -70,6 +72,16 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backb
 def _takes_config(target: Any) -> bool:
     first = next(iter(inspect.signature(target).parameters), None)
     return hasattr(target, "from_config") or first in ("cfg", "config")
+
+
+def _with_freeze_at(cfg: CfgNode) -> CfgNode:
+    """The config with the key that builders read, also where `_DELETE_` has taken it out."""
+    if "FREEZE_AT" in cfg.MODEL.BACKBONE:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.FREEZE_AT = _FREEZE_AT
+    return cfg
 
 
 def _check_keys(cfg: CfgNode) -> None:
