@@ -89,6 +89,8 @@ def image_of(dataset_dict: dict[str, Any], format: str | None = None) -> np.ndar
         raise DatasetError(
             f"the 'image' of a sample must be a numpy array of uint8, (H, W, 3) in RGB or (H, W), it is {got}"
         )
+    if image.ndim == 3 and format == "RGB":
+        return image.copy()  # The same as below, but without a detour.
     return convert_PIL_to_numpy(Image.fromarray(image), format)
 
 

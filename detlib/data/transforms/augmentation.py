@@ -1,5 +1,6 @@
 """Augmentations are random policies; each yields a deterministic :class:`Transform` that is applied to all data."""
 
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -61,7 +62,7 @@ class Augmentation:
     def _arguments(self, aug_input: "AugInput") -> list[Any]:
         names = self.input_args
         if names is None:
-            names = self._names_in_signature()
+            names = self._names_in_signature
             if len(names) == 1 and not hasattr(aug_input, names[0]):
                 names = ("image",)  # Old projects write get_transform(self, img).
         missing = [name for name in names if not hasattr(aug_input, name)]
@@ -72,6 +73,7 @@ class Augmentation:
             )
         return [getattr(aug_input, name) for name in names]
 
+    @functools.cached_property  # Reading it takes as long as transforming a small image.
     def _names_in_signature(self) -> tuple[str, ...]:
         parameters = inspect.signature(self.get_transform).parameters.values()
         if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
