@@ -46,7 +46,8 @@ class Trainer(DefaultTrainer):
         logger.info("Evaluating with test-time augmentation.")
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.INPUT.MIN_SIZE_TEST = 0  # Copies are made of the image as it is stored: resized twice, it would be blurred.
+        # Copies are made of the image as it is stored: resized twice, it would be blurred.
+        cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.AUGMENTATIONS_TEST = 0, []
         model = with_test_time_augmentation(cfg, model)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]

@@ -167,6 +167,9 @@ def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwar
 def check_num_classes(cfg: CfgNode) -> None:
     """Compares the number of classes of the model with that of each training dataset.
 
+    Of classes of whole images also with that of each test dataset: where a folder of a class is missing, the numbers of
+    the others shift.
+
     The class of the model names its options: ``num_classes_key`` for things or for classes of whole images,
     ``num_stuff_classes_key`` for the classes of pixels. Models without, and datasets whose metadata has none of
     ``thing_classes``, ``classes`` and ``stuff_classes``, are passed over.
@@ -183,7 +186,8 @@ def check_num_classes(cfg: CfgNode) -> None:
 
 def _check_num_classes(cfg: CfgNode, key: str, kind: str) -> None:
     num_classes = attrgetter(key)(cfg)
-    for name in cfg.DATASETS.TRAIN:
+    names = (*cfg.DATASETS.TRAIN, *(cfg.DATASETS.TEST if kind == "classes" else ()))
+    for name in names:
         classes = _classes_of_dataset(name, kind)
         if classes is not None and len(classes) != num_classes:
             listed = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")

@@ -126,6 +126,10 @@ def test_number_of_classes_of_images_is_checked_too():
             check_num_classes(cfg)
         cfg.MODEL.CLASSIFIER.NUM_CLASSES = 3
         check_num_classes(cfg)
+        # A class without a folder would shift the numbers of the others.
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.MODEL.CLASSIFIER.NUM_CLASSES = (), ("three_kinds",), 4
+        with pytest.raises(ConfigError, match="is 4, but the dataset 'three_kinds' has 3 classes"):
+            check_num_classes(cfg)
     finally:
         DatasetCatalog.remove("three_kinds")
         MetadataCatalog.remove("three_kinds")

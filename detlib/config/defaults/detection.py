@@ -174,7 +174,7 @@ ROI_BOX_HEAD = {
     # Losses by their names in LOSS_REGISTRY, {NAME: X, ...}, times the factors above; empty takes the keys above.
     "LOSS_CLS": Part(),
     "LOSS_BBOX": Part(),
-    # By its name in ROI_EXTRACTOR_REGISTRY; empty takes the POOLER keys.
+    # By its name in ROI_EXTRACTOR_REGISTRY; the POOLER keys count where it is silent. Empty takes a ROIPooler.
     "ROI_EXTRACTOR": Part(),
 }
 
@@ -195,7 +195,7 @@ ROI_MASK_HEAD = {
     # One mask for all classes in place of one each.
     "CLS_AGNOSTIC_MASK": False,
     "POOLER_TYPE": "ROIAlignV2",
-    # By its name in ROI_EXTRACTOR_REGISTRY; empty takes the POOLER keys.
+    # By its name in ROI_EXTRACTOR_REGISTRY; the POOLER keys count where it is silent. Empty takes a ROIPooler.
     "ROI_EXTRACTOR": Part(),
 }
 
@@ -211,7 +211,7 @@ ROI_KEYPOINT_HEAD = {
     "NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": True,
     "LOSS_WEIGHT": 1.0,
     "POOLER_TYPE": "ROIAlignV2",
-    # By its name in ROI_EXTRACTOR_REGISTRY; empty takes the POOLER keys.
+    # By its name in ROI_EXTRACTOR_REGISTRY; the POOLER keys count where it is silent. Empty takes a ROIPooler.
     "ROI_EXTRACTOR": Part(),
 }
 

@@ -226,7 +226,7 @@ class StandardROIHeads(ROIHeads):
     def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         if not cfg.MODEL.MASK_ON:
             return {}
-        pooler, region_shape = build_pooler(cfg, cfg.MODEL.ROI_MASK_HEAD, input_shape)
+        pooler, region_shape = _build_pooler_if_named(cfg, cfg.MODEL.ROI_MASK_HEAD, input_shape)
         return {
             "mask_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
             "mask_pooler": pooler,
@@ -237,7 +237,7 @@ class StandardROIHeads(ROIHeads):
     def _init_keypoint_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         if not cfg.MODEL.KEYPOINT_ON:
             return {}
-        pooler, region_shape = build_pooler(cfg, cfg.MODEL.ROI_KEYPOINT_HEAD, input_shape)
+        pooler, region_shape = _build_pooler_if_named(cfg, cfg.MODEL.ROI_KEYPOINT_HEAD, input_shape)
         return {
             "keypoint_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
             "keypoint_pooler": pooler,
@@ -377,6 +377,13 @@ def build_pooler(cfg: CfgNode, head: CfgNode, input_shape: dict[str, ShapeSpec])
     channels = channels_of_all(shapes)
     pooler = ROIPooler(size, [1.0 / shape.stride for shape in shapes], ratio, layer)
     return pooler, ShapeSpec(channels=channels, height=size, width=size)
+
+
+def _build_pooler_if_named(cfg: CfgNode, head: CfgNode, input_shape: dict[str, ShapeSpec]) -> tuple[Any, Any]:
+    """As :func:`build_pooler`; with an empty POOLER_TYPE no pooler, and the shapes of the whole maps by name."""
+    if head.POOLER_TYPE or head.ROI_EXTRACTOR:
+        return build_pooler(cfg, head, input_shape)
+    return None, {name: input_shape[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES}
 
 
 def __getattr__(name: str) -> Any:

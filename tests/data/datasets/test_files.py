@@ -8,7 +8,7 @@ from detlib.data.datasets import files
 from detlib.utils.errors import MissingFileError
 
 ROOT = Path(__file__).parents[3]
-PUBLIC = ("ade20k_", "cityscapes_", "coco_20", "keypoints_coco_20", "lvis_v", "voc_20")
+PUBLIC = ("ade20k_", "cifar", "cityscapes_", "imagenet_", "coco_20", "keypoints_coco_20", "lvis_v", "voc_20")
 
 
 def expanded(text):

@@ -3,7 +3,9 @@ import torch
 from torch import nn
 
 from detlib.layers import ShapeSpec
+from detlib.modeling import build_model
 from detlib.modeling.matcher import Matcher
+from detlib.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 from detlib.modeling.roi_heads.roi_heads import (
     ROI_HEADS_REGISTRY,
     Res5ROIHeads,
@@ -129,3 +131,19 @@ def test_training_needs_targets(tiny_rcnn_cfg):
     shapes = {name: ShapeSpec(channels=16, stride=stride) for name, stride in (("p3", 8), ("p4", 16))}
     with pytest.raises(ValueError, match="needs targets"):
         build_roi_heads(tiny_rcnn_cfg, shapes)(None, {}, [proposals()])
+
+
+def test_mask_head_without_pooler_gets_the_whole_maps(tiny_rcnn_cfg):
+    seen = []
+
+    @ROI_MASK_HEAD_REGISTRY.register("WholeMaps")
+    def whole_maps(cfg, input_shape):
+        seen.append(input_shape)
+        return torch.nn.Identity()
+
+    tiny_rcnn_cfg.MODEL.MASK_ON = True
+    tiny_rcnn_cfg.MODEL.ROI_MASK_HEAD.NAME = "WholeMaps"
+    tiny_rcnn_cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = ""
+    heads = build_model(tiny_rcnn_cfg).roi_heads
+    assert heads.mask_pooler is None
+    assert list(seen[0]) == tiny_rcnn_cfg.MODEL.ROI_HEADS.IN_FEATURES
