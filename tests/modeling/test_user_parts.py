@@ -6,7 +6,7 @@ import torch
 from detlib.config import get_cfg
 from detlib.modeling import build_model
 from detlib.modeling.backbone import build_bottom_up
-from detlib.utils.errors import ConfigTypeError
+from detlib.utils.errors import ConfigError, ConfigTypeError
 
 MOBILENET = """
 from torch import nn
@@ -324,3 +324,39 @@ def test_builder_of_a_backbone_needs_no_more_than_its_name(config, tiny_cfg):
     name = tiny_cfg.MODEL.BACKBONE.NAME
     cfg = config(tiny_cfg, {"empty": ""}, f"MODEL: {{BACKBONE: {{_DELETE_: true, NAME: {name}}}}}")
     assert not build_bottom_up(cfg).bottom_up.stem.conv1.weight.requires_grad  # FREEZE_AT is 2 by default.
+
+
+def test_head_of_a_user_in_fcos_is_offered_one_anchor(config, tiny_cfg):
+    cfg = config(tiny_cfg, {"head": HEAD}, "MODEL: {FCOS: {NUM_CLASSES: 3, HEAD: {NAME: PlainHead, SCALE: 1}}}")
+    cfg.MODEL.META_ARCHITECTURE = "FCOS"
+    assert build_model(cfg).head.box.out_channels == 4
+
+
+@pytest.mark.parametrize(
+    ("section", "node", "message"),
+    [
+        ("RETINANET", {"LOSS_CLS": {"NAME": "CrossEntropyLoss"}}, "CrossEntropyLoss has a softmax, .*USE_SIGMOID"),
+        ("FCOS", {"LOSS_CLS": {"NAME": "LabelSmoothLoss"}}, "MODEL.FCOS.LOSS_CLS LabelSmoothLoss has a softmax"),
+        ("RPN", {"LOSS_CLS": {"NAME": "CrossEntropyLoss"}}, "MODEL.RPN.LOSS_CLS CrossEntropyLoss has a softmax"),
+        ("RPN", {"LOSS_BBOX": {"NAME": "GHMC"}}, "MODEL.RPN.LOSS_BBOX GHMC is a loss of scores; .*SmoothL1Loss"),
+        ("RETINANET", {"LOSS_BBOX": {"NAME": "DiceLoss"}}, "MODEL.RETINANET.LOSS_BBOX DiceLoss is a loss of scores"),
+        ("ROI_BOX_HEAD", {"LOSS_BBOX": {"NAME": "CrossEntropyLoss"}}, "LOSS_BBOX CrossEntropyLoss is a loss of scores"),
+        ("ROI_BOX_HEAD", {"LOSS_CLS": {"NAME": "GIoULoss"}}, "MODEL.ROI_BOX_HEAD.LOSS_CLS GIoULoss is a loss of boxes"),
+        ("FCOS", {"LOSS_BBOX": {"NAME": "L1Loss", "REDUCTION": "none"}}, "LOSS_BBOX.REDUCTION is 'none'; .*'mean'"),
+    ],
+)
+def test_loss_that_does_not_fit_is_refused(tiny_rcnn_cfg, section, node, message):
+    cfg = tiny_rcnn_cfg
+    if section in ("RETINANET", "FCOS"):
+        cfg.MODEL.META_ARCHITECTURE = {"RETINANET": "RetinaNet", "FCOS": "FCOS"}[section]
+        cfg.MODEL[section].IN_FEATURES = ["p3", "p4", "p5"]
+        cfg.MODEL[section].NORM = ""
+    cfg.MODEL[section].update(node)
+    with pytest.raises(ConfigError, match=message):
+        build_model(cfg)
+
+
+def test_label_smoothing_in_an_rcnn_trains_a_softmax_with_the_background(tiny_rcnn_cfg, sample):
+    tiny_rcnn_cfg.MODEL.ROI_BOX_HEAD.LOSS_CLS = {"NAME": "LabelSmoothLoss", "NUM_CLASSES": 4}
+    model, _ = losses_and_gradients(tiny_rcnn_cfg, sample)
+    assert not model.roi_heads.box_predictor._scores_by_sigmoid

@@ -1,6 +1,6 @@
 """Losses by name."""
 
-from detlib.modeling.loss.build import LOSS_REGISTRY, build_loss
+from detlib.modeling.loss.build import LOSS_REGISTRY, build_loss, check_losses
 from detlib.modeling.loss.classification import AsymmetricLoss, CrossEntropyLoss, FocalLoss, LabelSmoothLoss
 from detlib.modeling.loss.gradient_harmonized import GHMC, GHMR
 from detlib.modeling.loss.regression import (
@@ -33,6 +33,7 @@ __all__ = [
     "MSELoss",
     "SmoothL1Loss",
     "build_loss",
+    "check_losses",
     "l1_loss",
     "reduce_loss",
     "weight_reduce_loss",

@@ -146,6 +146,8 @@ class DiceLoss(WeightedLoss):
     of which those outside 0..C-1 belong to no mask.
     """
 
+    use_sigmoid = True
+
     def __init__(self, smooth: float = 1.0, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         """
         Args:

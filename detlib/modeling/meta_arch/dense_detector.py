@@ -17,6 +17,7 @@ from detlib.modeling.postprocessing import detector_postprocess
 from detlib.modeling.preprocessing import ImagePreprocessor, PreprocessesImages, instances_of, output_size_of
 from detlib.modeling.training_picture import put_training_picture
 from detlib.structures import Boxes, ImageList, Instances
+from detlib.utils.errors import ConfigError
 
 __all__ = ["DenseDetector", "build_dense_head", "permute_to_N_HWA_K"]
 
@@ -106,7 +107,14 @@ class DenseDetector(PreprocessesImages, nn.Module):
         self, predictions: list[list[Tensor]], dims_per_anchor: list[int]
     ) -> list[list[Tensor]]:
         """From L maps of (N, A * K, H, W) to L of (N, H * W * A, K), for each kind of prediction and its K."""
-        return [[permute_to_N_HWA_K(x, K) for x in maps] for maps, K in zip(predictions, dims_per_anchor, strict=True)]
+        channels = [maps[0].shape[1] for maps in predictions]
+        num_anchors = [A_K / K for A_K, K in zip(channels, dims_per_anchor)]
+        if len(channels) != len(dims_per_anchor) or any(number != num_anchors[0] for number in num_anchors):
+            raise ConfigError(
+                f"{type(self.head).__name__} predicts maps of {channels} channels; {type(self).__name__} needs A times "
+                f"{dims_per_anchor}, for A anchors. Name a head for this detector, with its number of classes."
+            )
+        return [[permute_to_N_HWA_K(x, K) for x in maps] for maps, K in zip(predictions, dims_per_anchor)]
 
     def _ema_update(self, name: str, value: Tensor, initial_value: float, momentum: float = 0.9) -> Tensor:
         """Update the moving average in the buffer ``name`` and return it, without waiting for the device."""
@@ -168,7 +176,8 @@ def build_dense_head(
     """
     if not section.HEAD:
         return default(cfg, input_shape)
-    offers = {"in_channels": input_shape[0].channels, **default.from_config(cfg, input_shape)}
+    # A head without a number of anchors predicts one box at each cell.
+    offers = {"in_channels": input_shape[0].channels, "num_anchors": 1, **default.from_config(cfg, input_shape)}
     return build_component(HEAD_REGISTRY, section.HEAD, **offers)
 
 

@@ -18,7 +18,7 @@ from detlib.modeling.anchor_generator import DefaultAnchorGenerator
 from detlib.modeling.backbone import Backbone, build_backbone, select_shapes
 from detlib.modeling.box_regression import Box2BoxTransformLinear, dense_box_regression_loss
 from detlib.modeling.head import HEAD_REGISTRY
-from detlib.modeling.loss import build_loss
+from detlib.modeling.loss import build_loss, check_losses
 from detlib.modeling.loss.classification import FocalLoss
 from detlib.modeling.loss.regression import GIoULoss
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
@@ -93,6 +93,7 @@ class FCOS(DenseDetector):
         self.focal_loss_gamma = focal_loss_gamma
         self.loss_cls = FocalLoss(gamma=focal_loss_gamma, alpha=focal_loss_alpha) if loss_cls is None else loss_cls
         self.loss_bbox = GIoULoss() if loss_bbox is None else loss_bbox
+        check_losses("MODEL.FCOS", self.loss_cls, self.loss_bbox)
         # A guess of the foreground cells in a batch; it is forgotten after a few dozen steps.
         self.register_buffer("loss_normalizer", torch.tensor(300.0), persistent=False)
         # Inference
@@ -287,7 +288,8 @@ class FCOSHead(RetinaNetHead):
             conv_dims: output channels of each convolution in a tower.
             kwargs: ``num_classes``, ``norm`` and ``prior_prob`` of :class:`RetinaNetHead`.
         """
-        super().__init__(input_shape=input_shape, conv_dims=conv_dims, num_anchors=1, **kwargs)
+        kwargs.setdefault("num_anchors", 1)  # FCOS refuses another number by the shape of the predictions.
+        super().__init__(input_shape=input_shape, conv_dims=conv_dims, **kwargs)
         self.ctrness = nn.Conv2d(conv_dims[-1], 1, kernel_size=3, padding=1)
         nn.init.normal_(self.ctrness.weight, std=0.01)
         nn.init.zeros_(self.ctrness.bias)

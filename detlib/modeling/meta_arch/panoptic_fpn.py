@@ -48,6 +48,8 @@ class PanopticFPN(GeneralizedRCNN):
         """
         super().__init__(**kwargs)
         self.sem_seg_head = sem_seg_head
+        size_divisibility = getattr(sem_seg_head, "size_divisibility", 0)
+        self.preprocessor.size_divisibility = max(self.preprocessor.size_divisibility, size_divisibility)
         self.combine_overlap_thresh = combine_overlap_thresh
         self.combine_stuff_area_thresh = combine_stuff_area_thresh
         self.combine_instances_score_thresh = combine_instances_score_thresh

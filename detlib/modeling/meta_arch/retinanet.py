@@ -17,7 +17,7 @@ from detlib.modeling.anchor_generator import build_anchor_generator
 from detlib.modeling.backbone import Backbone, build_backbone, select_shapes
 from detlib.modeling.box_regression import Box2BoxTransform, box_loss, dense_box_regression_loss
 from detlib.modeling.head import HEAD_REGISTRY
-from detlib.modeling.loss import build_loss
+from detlib.modeling.loss import build_loss, check_losses
 from detlib.modeling.loss.classification import FocalLoss
 from detlib.modeling.matcher import Matcher
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
@@ -94,6 +94,7 @@ class RetinaNet(DenseDetector):
         self.box_reg_loss_type = box_reg_loss_type
         self.loss_cls = FocalLoss(gamma=focal_loss_gamma, alpha=focal_loss_alpha) if loss_cls is None else loss_cls
         self.loss_bbox = box_loss(box_reg_loss_type, smooth_l1_beta) if loss_bbox is None else loss_bbox
+        check_losses("MODEL.RETINANET", self.loss_cls, self.loss_bbox)
         # A guess of the foreground anchors in a batch; it is forgotten after a few dozen steps.
         self.register_buffer("loss_normalizer", torch.tensor(100.0), persistent=False)
         # Inference
@@ -280,6 +281,7 @@ class RetinaNetHead(nn.Module):
             prior_prob: probability of an object that every anchor predicts before training (sec. 4.1).
         """
         super().__init__()
+        _check_input(input_shape, conv_dims)
         norm = _norm_per_level(norm, len(input_shape))
         self.cls_subnet = _tower(input_shape[0].channels, conv_dims, norm)
         self.bbox_subnet = _tower(input_shape[0].channels, conv_dims, norm)
@@ -327,6 +329,17 @@ def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
     nn.init.normal_(conv.weight, std=0.01)
     nn.init.zeros_(conv.bias)
     return conv
+
+
+def _check_input(input_shape: list[ShapeSpec], conv_dims: list[int]) -> None:
+    channels = [shape.channels for shape in input_shape]
+    if len(set(channels)) != 1:
+        raise ConfigError(
+            f"the feature maps have {channels} channels; a head that they share takes maps with equally many. Set "
+            f"MODEL.NECK to one such as PAFPN, or use a backbone with an FPN."
+        )
+    if not conv_dims:
+        raise ConfigError("the head needs one convolution or more; set NUM_CONVS, or CONV_DIMS in HEAD.")
 
 
 def _norm_per_level(norm: str | Callable, num_levels: int) -> str | Callable:

@@ -64,9 +64,8 @@ class SemanticSegmentor(PreprocessesImages, nn.Module):
         super().__init__()
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
-        self.preprocessor = ImagePreprocessor(
-            pixel_mean, pixel_std, backbone.size_divisibility, backbone.padding_constraints
-        )
+        size_divisibility = max(backbone.size_divisibility, getattr(sem_seg_head, "size_divisibility", 0))
+        self.preprocessor = ImagePreprocessor(pixel_mean, pixel_std, size_divisibility, backbone.padding_constraints)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -134,6 +133,8 @@ class SemSegFPNHead(nn.Module):
         if not input_shape:
             raise ConfigError("the semantic head needs a feature map; set MODEL.SEM_SEG_HEAD.IN_FEATURES.")
         self.in_features = list(input_shape)
+        # A map is doubled to the size of the others, from which it differs unless the images are padded to its stride.
+        self.size_divisibility = max(shape.stride for shape in input_shape.values())
         self.num_classes = num_classes
         self.common_stride = common_stride
         self.loss_weight = loss_weight

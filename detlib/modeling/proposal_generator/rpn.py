@@ -15,7 +15,7 @@ from detlib.layers import Conv2d, ShapeSpec
 from detlib.modeling.anchor_generator import build_anchor_generator
 from detlib.modeling.backbone.backbone import select_shapes
 from detlib.modeling.box_regression import Box2BoxTransform, box_loss, dense_box_regression_loss
-from detlib.modeling.loss import build_loss
+from detlib.modeling.loss import build_loss, check_losses
 from detlib.modeling.loss.classification import CrossEntropyLoss
 from detlib.modeling.matcher import Matcher
 from detlib.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
@@ -82,8 +82,14 @@ class StandardRPNHead(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
         anchor_generator = build_anchor_generator(cfg, input_shape)
         return {
-            "in_channels": _same_for_all("channels", [x.channels for x in input_shape]),
-            "num_anchors": _same_for_all("anchors at each cell", anchor_generator.num_anchors),
+            "in_channels": _same_for_all(
+                "channels", [x.channels for x in input_shape], "set MODEL.NECK to one such as PAFPN"
+            ),
+            "num_anchors": _same_for_all(
+                "anchors at each cell",
+                anchor_generator.num_anchors,
+                "change MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS",
+            ),
             "box_dim": anchor_generator.box_dim,
             "conv_dims": cfg.MODEL.RPN.CONV_DIMS,
         }
@@ -164,6 +170,7 @@ class RPN(nn.Module):
         self.smooth_l1_beta = smooth_l1_beta
         self.loss_cls = CrossEntropyLoss(use_sigmoid=True) if loss_cls is None else loss_cls
         self.loss_bbox = box_loss(box_reg_loss_type, smooth_l1_beta) if loss_bbox is None else loss_bbox
+        check_losses("MODEL.RPN", self.loss_cls, self.loss_bbox)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -357,10 +364,10 @@ def _check_box_dim(anchor_generator: nn.Module, box2box_transform: Any) -> None:
         )
 
 
-def _same_for_all(what: str, values: list[int]) -> int:
+def _same_for_all(what: str, values: list[int], advice: str) -> int:
     if len(set(values)) != 1:
         raise ConfigError(
             f"the RPN shares its head between feature maps, so all need as many {what}, got {list(values)}; "
-            f"change MODEL.RPN.IN_FEATURES, or MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS."
+            f"{advice}, or change MODEL.RPN.IN_FEATURES."
         )
     return values[0]

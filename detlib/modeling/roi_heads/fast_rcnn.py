@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from detlib.config import CfgNode, configurable
 from detlib.layers import ShapeSpec, batched_nms
 from detlib.modeling.box_regression import Box2BoxTransform, box_loss, box_regression_loss
-from detlib.modeling.loss import build_loss
+from detlib.modeling.loss import build_loss, check_losses
 from detlib.modeling.loss.classification import CrossEntropyLoss
 from detlib.structures import Boxes, Instances
 from detlib.utils.errors import ConfigError
@@ -92,6 +92,7 @@ class FastRCNNOutputLayers(nn.Module):
         self.box_reg_loss_type = box_reg_loss_type
         self.loss_cls = CrossEntropyLoss() if loss_cls is None else loss_cls
         self.loss_bbox = box_loss(box_reg_loss_type, smooth_l1_beta) if loss_bbox is None else loss_bbox
+        check_losses("MODEL.ROI_BOX_HEAD", self.loss_cls, self.loss_bbox, has_background_score=True)
         if not isinstance(loss_weight, dict):
             loss_weight = {"loss_cls": loss_weight, "loss_box_reg": loss_weight}
         self.loss_weight = loss_weight

@@ -145,3 +145,8 @@ def test_stuff_that_instances_cover_is_no_segment_even_without_a_limit():
     panoptic, segments = combine([(0, 10)], [0.9], [0], [1] * 10, area=0)
     assert panoptic == [1] * 10
     assert len(segments) == 1
+
+
+def test_images_are_padded_to_the_coarsest_map_of_the_semantic_head(cfg):
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["p3", "p6"]
+    assert build_model(cfg).preprocessor.size_divisibility == 64

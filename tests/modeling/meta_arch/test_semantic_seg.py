@@ -137,3 +137,12 @@ def test_unknown_feature_map_is_refused(tiny_semantic_cfg):
     tiny_semantic_cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["p2"]
     with pytest.raises(ConfigError, match=r"SEM_SEG_HEAD\.IN_FEATURES is \['p2'\]"):
         build_model(tiny_semantic_cfg)
+
+
+def test_images_are_padded_to_the_coarsest_map_of_the_head(tiny_semantic_cfg, sample):
+    tiny_semantic_cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["p3", "p6"]  # The backbone itself asks for multiples of 32.
+    model = build_model(tiny_semantic_cfg).eval()
+    with torch.no_grad():
+        (output,) = model([sample(70, 90)])
+    assert model.preprocessor.size_divisibility == 64
+    assert output["sem_seg"].shape == (4, 70, 90)
