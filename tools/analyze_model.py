@@ -15,7 +15,9 @@ from torch import nn
 from detlib import model_zoo
 from detlib.config import CfgNode, get_cfg
 from detlib.data import build_detection_test_loader
+from detlib.data import transforms as T
 from detlib.data.datasets.register import register_datasets
+from detlib.data.detection_utils import build_augmentation
 from detlib.engine.setup import run_tool
 from detlib.modeling import build_model
 from detlib.utils.analysis import (
@@ -42,7 +44,7 @@ Examples:
 A multiplication with its addition counts as one operation. Weights are random, as they do not change the counts.
 """
 
-ASPECT_RATIO = 4 / 3
+COMMON_SIZE = (600, 800)  # height and width
 UNITS = {"flop": (1e9, "billion operations"), "activation": (1e6, "million activations")}
 
 
@@ -70,7 +72,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="of the random image (default: INPUT.MIN_SIZE_TEST and 4/3 of it, at most INPUT.MAX_SIZE_TEST)",
+        help="of the random image (default: that of an image of 600 x 800 pixels as evaluation would resize it)",
     )
     parser.add_argument("--use-data", action="store_true", help="count on images of DATASETS.TEST")
     parser.add_argument("--num-inputs", type=int, default=10, metavar="N", help="images of --use-data (default: 10)")
@@ -123,9 +125,9 @@ def inputs_of(cfg: CfgNode, args: argparse.Namespace) -> Iterator[list[dict[str,
 
 def test_size(cfg: CfgNode) -> tuple[int, int]:
     """Height and width to which evaluation would resize an image of the usual 4:3."""
-    short, longest = cfg.INPUT.MIN_SIZE_TEST or 800, cfg.INPUT.MAX_SIZE_TEST
-    short = min(short, round(longest / ASPECT_RATIO))
-    return short, round(short * ASPECT_RATIO)
+    image = T.AugInput(np.zeros((*COMMON_SIZE, 3), dtype=np.uint8))
+    T.AugmentationList(build_augmentation(cfg, is_train=False))(image)
+    return image.image.shape[:2]
 
 
 def print_parameters(model: nn.Module, depth: int) -> None:

@@ -168,6 +168,8 @@ def find_images(patterns: list[str]) -> list[dict[str, Any]]:
             found = sorted(file for file in glob(str(path), recursive=True) if Path(file).is_file())
         if not found:
             what = f"has no image ({', '.join(IMAGE_SUFFIXES)})" if path.is_dir() else "does not exist"
+            if path.is_dir() and any(file.is_dir() for file in path.iterdir()):
+                what += f'; for those of its folders, write "{path}/**/*.jpg"'
             raise MissingFileError(f"--input {pattern} {what}")
         images += found
     return [{"file_name": image} for image in images]

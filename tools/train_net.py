@@ -103,6 +103,8 @@ def evaluate(cfg: CfgNode, resume: bool) -> Mapping[str, Any]:
     if not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only needs a dataset: set DATASETS.TEST")
     model = Trainer.build_model(cfg)
+    if cfg.TEST.AUG.ENABLED:
+        with_test_time_augmentation(cfg, model)  # What cannot be done shall fail before the first evaluation.
     DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:

@@ -28,6 +28,9 @@ NOT_WEIGHTS = re.compile(r"(^|\.)(pixel_mean|pixel_std|anchor_generator\.cell_an
 
 MIN_SHARE_LOADED = 0.1  # of the weights that could match, be it the file or the model that has fewer.
 
+# A backbone with a neck on top has the first prefix, one without, such as that of a classifier, the second.
+BOTTOM_UP, BACKBONE = "backbone.bottom_up.", "backbone."
+
 HEURISTICS_SUFFIX = "?matching_heuristics=True"
 
 
@@ -123,6 +126,7 @@ class DetectionCheckpointer(Checkpointer):
         for prefix in WRAPPER_PREFIXES:
             consume_prefix_in_state_dict_if_present(state, prefix)
         model_state = self.model.state_dict(keep_vars=True)
+        state = self._use_names_of_backbone(model_state, state)
         state = self._use_names_of_model(model_state, state, checkpoint)
         for name in [name for name in state if name not in model_state and NOT_WEIGHTS.search(name)]:
             del state[name]
@@ -160,6 +164,19 @@ class DetectionCheckpointer(Checkpointer):
                 state_dict[name] = torch.from_numpy(native)
             elif not isinstance(value, torch.Tensor):
                 raise CheckpointError(f"{name!r} of the checkpoint is a {type(value).__name__}, not a tensor or array")
+
+    def _use_names_of_backbone(self, model_state: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+        """Rename the backbone of a classifier for a detector that has a neck on top of it, and the reverse."""
+        names = {}
+        for name in state:
+            own, other = (BOTTOM_UP, BACKBONE) if name.startswith(BOTTOM_UP) else (BACKBONE, BOTTOM_UP)
+            renamed = other + name.removeprefix(own)
+            if name.startswith(own) and name not in model_state and renamed in model_state and renamed not in state:
+                names[name] = renamed
+        if names:
+            first = next(iter(names))
+            self.logger.info("%d weights of the backbone are renamed, as %s to %s", len(names), first, names[first])
+        return {names.get(name, name): value for name, value in state.items()}
 
     def _use_names_of_model(
         self, model_state: dict[str, Any], state: dict[str, Any], checkpoint: dict[str, Any]

@@ -60,6 +60,8 @@ def read_image(file_name: str | os.PathLike[str], format: str | None = None) -> 
         raise MissingFileError(
             f"image {file_name} does not exist; check the image folder that the dataset was registered with"
         ) from None
+    except DatasetError as error:
+        raise DatasetError(f"{file_name}: {error}") from None
     except UnidentifiedImageError:
         raise DatasetError(f"{file_name} is not an image in a format that Pillow reads") from None
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files.
@@ -108,6 +110,8 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
         return np.asarray(image)
     if image.mode.startswith("I;16"):  # Pillow would clip 16-bit values at 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        _check_range(image)
     array = np.asarray(image.convert("RGB" if format in ("BGR", "YUV-BT.601") else format))
     if format == "L":
         return array[:, :, None]
@@ -116,6 +120,16 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
     if format == "YUV-BT.601":
         return array / 255.0 @ _YUV_OF_RGB.T
     return array
+
+
+def _check_range(image: Image.Image) -> None:
+    """Refuse 32-bit values that Pillow would clip, or cut to 0, without a word."""
+    lowest, highest = image.getextrema()
+    if lowest < 0 or highest > 255 or (image.mode == "F" and 0 < highest <= 1):
+        raise DatasetError(
+            f"the image has 32-bit values from {lowest:g} to {highest:g}, whose range nothing says; save it with 8 or "
+            f"16 bits, so that 0 is black and 255 or 65535 white"
+        )
 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:

@@ -5,7 +5,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from operator import attrgetter
 from typing import Any
@@ -187,14 +187,36 @@ def check_num_classes(cfg: CfgNode) -> None:
 def _check_num_classes(cfg: CfgNode, key: str, kind: str) -> None:
     num_classes = attrgetter(key)(cfg)
     names = (*cfg.DATASETS.TRAIN, *(cfg.DATASETS.TEST if kind == "classes" else ()))
+    fitting: tuple[str, Sequence[str]] | None = None  # The first dataset that fits the model.
     for name in names:
         classes = _classes_of_dataset(name, kind)
-        if classes is not None and len(classes) != num_classes:
-            listed = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+        if classes is None:
+            continue
+        if len(classes) == num_classes:
+            fitting = fitting or (name, classes)
+            if list(classes) != list(fitting[1]):
+                logger.warning(
+                    "Classes of %r (%s) are not named as those of %r (%s)",
+                    name,
+                    _listed(classes),
+                    fitting[0],
+                    _listed(fitting[1]),
+                )
+        elif fitting and kind == "classes":
             raise ConfigError(
-                f"{key} is {num_classes}, but the dataset {name!r} has {len(classes)} classes ({listed}). "
+                f"the dataset {name!r} has {len(classes)} classes ({_listed(classes)}), but {fitting[0]!r} has "
+                f"{num_classes} ({_listed(fitting[1])}). Labels are the places of the names, so both need the same "
+                f"names; a class without images needs an empty folder"
+            )
+        else:
+            raise ConfigError(
+                f"{key} is {num_classes}, but the dataset {name!r} has {len(classes)} classes ({_listed(classes)}). "
                 f"Write in the config: {_yaml_line(key, len(classes))}"
             )
+
+
+def _listed(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
 
 
 def run_tool(main: Callable[[], Any]) -> None:

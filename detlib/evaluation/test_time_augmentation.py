@@ -258,8 +258,7 @@ def _check_rcnn(cfg: CfgNode, model: nn.Module) -> None:
     hint = "set TEST.AUG.ENABLED: False, or wrap the model in a class of your own"
     if not isinstance(model, GeneralizedRCNN) or hasattr(model, "sem_seg_head"):
         raise ConfigError(
-            f"test-time augmentation is there for GeneralizedRCNN and SemanticSegmentor, but the model is a {name}; "
-            f"{hint}."
+            f"test-time augmentation is there for GeneralizedRCNN and SemanticSegmentor, not for {name}; {hint}."
         )
     if model.proposal_generator is None:
         raise ConfigError(

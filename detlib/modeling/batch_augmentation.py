@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detlib.config import build_component
-from detlib.utils.errors import ConfigError
+from detlib.utils.errors import ConfigAssertionError, ConfigError
 from detlib.utils.registry import Registry
 
 __all__ = ["BATCH_AUGMENT_REGISTRY", "CutMix", "Mixup", "RandomBatchAugment", "ResizeMix", "build_batch_augment"]
@@ -42,7 +42,8 @@ class RandomBatchAugment:
         if probs and len(probs) != len(augments):
             raise ConfigError(f"{len(probs)} probabilities are given for {len(augments)} batch augmentations")
         probs = probs or [1 / len(augments)] * len(augments)
-        assert min(probs) >= 0 and sum(probs) <= 1 + 1e-6, f"probabilities must sum up to at most 1, got {probs}"
+        if min(probs) < 0 or sum(probs) > 1 + 1e-6:
+            raise ConfigAssertionError(f"probabilities must be positive and sum up to at most 1, got {list(probs)}")
         self.augments = augments
         self.probs = torch.tensor([*probs, max(0.0, 1 - sum(probs))])
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detlib.modeling.loss import build_loss
-from detlib.utils.errors import ConfigError
+from detlib.utils.errors import ConfigAssertionError, ConfigError
 from detlib.utils.events import log_scalar
 from detlib.utils.registry import Registry
 
@@ -42,7 +42,8 @@ class ClsHead(nn.Module):
         super().__init__()
         self.loss_module = build_loss(loss or {"NAME": "CrossEntropyLoss"})
         self.topk = (topk,) if isinstance(topk, int) else tuple(topk)
-        assert all(k > 0 for k in self.topk), f"topk must be positive, got {self.topk}"
+        if not all(k > 0 for k in self.topk):
+            raise ConfigAssertionError(f"topk must be positive, got {self.topk}")
         self.cal_acc = cal_acc
 
     def forward(self, features: Features) -> Tensor | list[Tensor]:

@@ -1,7 +1,7 @@
 """From the samples of a batch to the tensors that a model takes."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -169,10 +169,17 @@ def class_labels_of(batched_inputs: list[dict[str, Any]], num_classes: int, devi
     elif key == "labels":
         labels = torch.zeros(len(batched_inputs), num_classes)
         for row, sample in zip(labels, batched_inputs):
-            row[[_class_index(label, sample, num_classes) for label in sample["labels"]]] = 1
+            row[_class_indices(sample, num_classes)] = 1
     else:
         labels = torch.tensor([_class_index(sample["label"], sample, num_classes) for sample in batched_inputs])
     return labels.to(device, non_blocking=True)
+
+
+def _class_indices(sample: dict[str, Any], num_classes: int) -> list[int]:
+    labels = sample["labels"]
+    if not isinstance(labels, Iterable) or isinstance(labels, str):
+        raise DatasetError(f"the labels of {_name(sample)} are {labels!r}; they must be a list of whole numbers")
+    return [_class_index(label, sample, num_classes) for label in labels]
 
 
 def _class_index(label: Any, sample: dict[str, Any], num_classes: int) -> int:
@@ -181,9 +188,9 @@ def _class_index(label: Any, sample: dict[str, Any], num_classes: int) -> int:
     except TypeError:
         raise DatasetError(f"the label of {_name(sample)} is {label!r}; it must be a whole number") from None
     if not 0 <= index < num_classes:
+        hint = f". Set MODEL.CLASSIFIER.NUM_CLASSES to {index + 1} or more if it is a class" if index > 0 else ""
         raise DatasetError(
-            f"the label of {_name(sample)} is {index}, but there are {num_classes} classes, numbered from 0. Set "
-            f"MODEL.CLASSIFIER.NUM_CLASSES to {index + 1} or more if it is a class."
+            f"the label of {_name(sample)} is {index}, but there are {num_classes} classes, numbered from 0{hint}"
         )
     return index
 

@@ -6,6 +6,7 @@ expected and what to do; the command line tools print it as one line, without a 
 
 __all__ = [
     "CheckpointError",
+    "ConfigAssertionError",
     "ConfigError",
     "ConfigKeyError",
     "ConfigTypeError",
@@ -27,6 +28,12 @@ class DetlibError(Exception):
 
 class ConfigError(DetlibError, ValueError):
     """A config file, key or value is not usable."""
+
+    __str__ = DetlibError.__str__
+
+
+class ConfigAssertionError(ConfigError, AssertionError):
+    """A part refuses an argument, or what the other parts give it."""
 
     __str__ = DetlibError.__str__
 

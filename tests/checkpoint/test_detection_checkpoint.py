@@ -199,6 +199,21 @@ def test_suffixes_match_when_the_path_asks_for_it(tmp_path):
     assert (model.backbone[0].weight == 1).all()
 
 
+@pytest.mark.parametrize("to_detector", [True, False])
+def test_backbone_of_a_classifier_loads_below_a_neck_and_back(tmp_path, caplog, to_detector):
+    classifier, detector = Wrapped(Block()), Wrapped(nn.Module())
+    detector.backbone.bottom_up = Block()
+    source, target = (classifier, detector) if to_detector else (detector, classifier)
+    nn.init.ones_(next(source.parameters()))
+    DetectionCheckpointer(source, str(tmp_path)).save("source")
+    with caplog.at_level(logging.INFO):
+        DetectionCheckpointer(target).load(str(tmp_path / "source.pth"))
+    assert (next(target.parameters()) == 1).all()
+    below = "backbone.conv1.weight to backbone.bottom_up.conv1.weight"
+    above = "backbone.bottom_up.conv1.weight to backbone.conv1.weight"
+    assert f"renamed, as {below if to_detector else above}" in caplog.text
+
+
 def test_tensor_with_two_names_is_not_missing_under_the_second(tmp_path, caplog):
     model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     model["b"].weight = model["a"].weight

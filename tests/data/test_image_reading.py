@@ -57,6 +57,25 @@ def test_16_bit_values_are_scaled_and_not_clipped(tmp_path):
     assert read_image(tmp_path / "deep.png", "L").ravel().tolist() == [0, 7, 255]
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[0, 70000]], dtype=np.int32), "from 0 to 70000"),
+        (np.array([[0, 0.5]], dtype=np.float32), "from 0 to 0.5"),
+        (np.array([[-1, 1]], dtype=np.float32), "from -1 to 1"),
+    ],
+)
+def test_32_bit_values_of_unknown_range_are_refused(tmp_path, values, message):
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    with pytest.raises(DatasetError, match=rf"deep\.tif: the image has 32-bit values {message}, .*8 or 16 bits"):
+        read_image(tmp_path / "deep.tif", "RGB")
+
+
+def test_32_bit_values_of_8_bits_are_read(tmp_path):
+    Image.fromarray(np.array([[0, 200]], dtype=np.float32)).save(tmp_path / "float.tif")
+    assert read_image(tmp_path / "float.tif", "L").ravel().tolist() == [0, 200]
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation):
     # How a camera stores an upright image for each orientation; EXIF 2.3, sec. 4.6.4.

@@ -135,6 +135,38 @@ def test_number_of_classes_of_images_is_checked_too():
         MetadataCatalog.remove("three_kinds")
 
 
+@pytest.fixture
+def classes_of_images():
+    """Registers the datasets "in_training" and "in_test" with names of classes; returns the config of a classifier."""
+
+    def register(in_training, in_test):
+        for name, classes in zip(("in_training", "in_test"), (in_training, in_test)):
+            MetadataCatalog.get(name).classes = classes
+            DatasetCatalog.register(name, list)
+        cfg = get_cfg()
+        cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.CLASSIFIER.NUM_CLASSES = "ImageClassifier", len(in_training)
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("in_training",), ("in_test",)
+        return cfg
+
+    yield register
+    for name in ("in_training", "in_test"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_folder_missing_among_the_images_to_test_on_is_told_from_a_wrong_number_of_classes(classes_of_images):
+    cfg = classes_of_images(("cat", "dog", "owl"), ("cat", "owl"))
+    with pytest.raises(
+        ConfigError, match=r"'in_test' has 2 classes \(cat, owl\), but 'in_training' has 3 .*empty folder"
+    ):
+        check_num_classes(cfg)
+
+
+def test_other_names_of_classes_in_the_test_are_warned_of(classes_of_images, caplog):
+    check_num_classes(classes_of_images(("cat", "dog"), ("dog", "hamster")))
+    assert "'in_test' (dog, hamster) are not named as those of 'in_training' (cat, dog)" in caplog.text
+
+
 def test_datasets_that_a_project_loads_itself_are_not_checked():
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TRAIN = "RetinaNet", ("not_in_the_catalog",)

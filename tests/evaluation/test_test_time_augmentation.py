@@ -230,10 +230,10 @@ def test_one_plain_copy_gives_the_probabilities_of_a_segmentor(cfg, sample):
 
 def test_models_that_cannot_be_averaged_are_a_config_error(cfg):
     model = FindsTheSquare()
-    with pytest.raises(ConfigError, match=r"the model is a Linear; set TEST\.AUG\.ENABLED: False"):
+    with pytest.raises(ConfigError, match=r"not for Linear; set TEST\.AUG\.ENABLED: False"):
         with_test_time_augmentation(cfg, nn.Linear(1, 1))
     model.sem_seg_head = nn.Identity()
-    with pytest.raises(ConfigError, match="the model is a FindsTheSquare"):
+    with pytest.raises(ConfigError, match="not for FindsTheSquare"):
         GeneralizedRCNNWithTTA(cfg, model)
     model = FindsTheSquare()
     model.proposal_generator = None

@@ -40,6 +40,13 @@ def test_size_of_the_random_image_can_be_chosen(call_tool, config_file):
     assert counts[128] == pytest.approx(4 * counts[64], rel=0.05)
 
 
+def test_random_image_has_the_size_that_the_augmentations_of_the_config_make(call_tool, config_file):
+    augmentations = "[{NAME: ResizeShortestEdge, SHORT_EDGE_LENGTH: 80}, {NAME: CenterCrop, SIZE: [64, 72]}]"
+    args = ("--tasks", "flop", "--opts", f"INPUT.AUGMENTATIONS_TEST={augmentations}")
+    done = call_tool("analyze_model", "--config-file", config_file, *args)
+    assert "a random image, 64 pixels high and 72 wide" in done.out, done.err
+
+
 def test_data_gives_an_average(call_tool, config_file):
     done = call_tool("analyze_model", "--config-file", config_file, "--tasks", "flop", "--use-data", "--num-inputs", 3)
     assert "billion operations on average of 3 images" in done.out

@@ -141,6 +141,7 @@ def test_video_becomes_a_video_with_an_entry_per_frame(demo, tmp_path):
         (["--input", "missing.jpg"], "--input missing.jpg does not exist"),
         (["--input", "*.gif"], r"--input *.gif does not exist"),
         (["--input", "c"], "--input c has no image"),
+        (["--input", "by_class"], 'for those of its folders, write "by_class/**/*.jpg"'),
         (["--input", "a", "b", "--output", "one.png"], "--output one.png is one file, but there are 2 images"),
         (["--input", "a/photo.png", "--output", "a"], "would overwrite it"),
         (["--input", "a/notes.txt"], "is not an image"),
@@ -153,6 +154,7 @@ def test_video_becomes_a_video_with_an_entry_per_frame(demo, tmp_path):
 )
 def test_mistakes_are_told_in_one_line(demo, photos, monkeypatch, args, message):
     (photos / "c").mkdir()
+    (photos / "by_class" / "cat").mkdir(parents=True)
     monkeypatch.setitem(DatasetCatalog.data, "empty", list)
     done = demo(*args)
     assert done.status == 2

@@ -157,6 +157,13 @@ def test_print_config_names_the_origin_of_values(config):
     assert "tiny.yaml" in next(line for line in done.stdout.splitlines() if "IMS_PER_BATCH" in line)
 
 
+@pytest.mark.parametrize("name", ["train_net", "plain_train_net"])
+def test_evaluating_without_weights_is_refused(call_tool, config_file, name):
+    done = call_tool(name, "--config-file", config_file, "--eval-only", "MODEL.WEIGHTS=")
+    assert done.status == 2
+    assert "--eval-only needs weights: add MODEL.WEIGHTS=FILE, or --resume" in done.err
+
+
 @pytest.mark.parametrize("name", ["train_net.py", "plain_train_net.py"])
 def test_help_teaches_with_examples(name):
     done = tool(name, "--help")

@@ -75,6 +75,22 @@ def test_mixed_images_train_from_a_config(call_tool, config_file, tmp_path):
     assert "top1_acc" not in metrics_in(tmp_path / "out")  # Labels are soft.
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("LOSS={NAME: CrossEntropyLoss}", "such as BATCH_AUGMENTS make, need use_soft=True"),
+        ("LOSS={NAME: L1Loss}", "predictions are (4, 2) and targets (4,); expected one shape"),
+        ("TOPK=[1, 5]", "set TOPK in MODEL.CLASSIFIER.HEAD to 2 or less"),
+        ("TOPK=0", "topk must be positive"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_one_clear_line(call_tool, config_file, change, message):
+    mixtures = "[{NAME: Mixup, ALPHA: 1.0}]" if "CrossEntropy" in change else "[]"
+    done = call_tool("train_net", "--config-file", config_file(mixtures), f"MODEL.CLASSIFIER.HEAD.{change}")
+    assert done.status == 2
+    assert message in done.err.splitlines()[-1]
+
+
 def test_wrong_number_of_classes_is_one_clear_line(call_tool, config_file):
     done = call_tool("train_net", "--config-file", config_file(), "MODEL.CLASSIFIER.NUM_CLASSES=3")
     assert done.status == 2

@@ -41,5 +41,17 @@ def test_results_with_augmentation_stand_beside_the_others(call_tool, rcnn_file,
 def test_a_model_that_cannot_be_augmented_is_told_before_training(call_tool, config_file, tmp_path):
     done = call_tool("train_net", "--config-file", config_file, "TEST.AUG.ENABLED=True", f"OUTPUT_DIR={tmp_path}")
     assert done.status == 2
-    assert "the model is a RetinaNet; set TEST.AUG.ENABLED: False" in done.err.splitlines()[-1]
+    assert "not for RetinaNet; set TEST.AUG.ENABLED: False" in done.err.splitlines()[-1]
     assert not (tmp_path / "model_final.pth").exists()
+    done = call_tool(
+        "train_net",
+        "--config-file",
+        config_file,
+        "--eval-only",
+        "--resume",
+        "TEST.AUG.ENABLED=True",
+        f"OUTPUT_DIR={tmp_path}",
+    )
+    assert done.status == 2
+    assert "not for RetinaNet" in done.err.splitlines()[-1]
+    assert "Start inference" not in done.out

@@ -73,6 +73,8 @@ DATALOADER = {
     "REPEAT_THRESHOLD": 0.0,
     # ... by the square root of the factor rather than by the factor itself.
     "REPEAT_SQRT": True,
+    # RandomSubsetTrainingSampler: train on this part of the images, above 0 and up to 1.
+    "RANDOM_SUBSET_RATIO": 0.0,
     # RepeatAugSampler: how often in a row each image comes, differently augmented.
     "NUM_REPEATS": 3,
     # Leave out training images that have no object.

@@ -95,8 +95,10 @@ class RandomSubsetTrainingSampler(TrainingSampler):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: list[Any] | Dataset) -> dict[str, Any]:
-        if "RANDOM_SUBSET_RATIO" not in cfg.DATALOADER:
-            raise ConfigError("RandomSubsetTrainingSampler needs a ratio: set cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.1")
+        if cfg.DATALOADER.RANDOM_SUBSET_RATIO <= 0:
+            raise ConfigError(
+                "RandomSubsetTrainingSampler needs the part of the images: set DATALOADER.RANDOM_SUBSET_RATIO"
+            )
         return {"size": len(dataset), "subset_ratio": cfg.DATALOADER.RANDOM_SUBSET_RATIO}
 
     def _infinite_indices(self) -> Iterator[int]:

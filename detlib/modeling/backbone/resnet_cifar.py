@@ -12,6 +12,7 @@ from torch import Tensor
 from detlib.layers import CNNBlockBase, Conv2d, get_norm
 from detlib.modeling.backbone.build import BACKBONE_REGISTRY
 from detlib.modeling.backbone.resnet import ResNet
+from detlib.utils.errors import ConfigAssertionError
 
 __all__ = ["CifarStem", "ResNet_CIFAR"]
 
@@ -44,7 +45,10 @@ class ResNet_CIFAR(ResNet):
             freeze_at: how many stages not to train, the stem being the first.
             deep_stem: must be false; there is only the stem of one convolution.
         """
-        assert not deep_stem, "ResNet_CIFAR has no deep stem: its stem is one 3x3 convolution; leave deep_stem out."
+        if deep_stem:
+            raise ConfigAssertionError(
+                "ResNet_CIFAR has no deep stem: its stem is one 3x3 convolution; leave deep_stem out."
+            )
         super().__init__(
             CifarStem(in_channels, base_channels, norm),
             ResNet.make_default_stages(depth, base_channels=base_channels, norm=norm),

@@ -14,6 +14,7 @@ from detlib.layers.losses import sigmoid_focal_loss
 from detlib.modeling.loss.build import LOSS_REGISTRY
 from detlib.modeling.loss.targets import check_labels, check_same_shape, class_targets
 from detlib.modeling.loss.weighted import WeightedLoss
+from detlib.utils.errors import ConfigAssertionError
 
 __all__ = ["AsymmetricLoss", "CrossEntropyLoss", "FocalLoss", "LabelSmoothLoss"]
 
@@ -46,7 +47,9 @@ class CrossEntropyLoss(WeightedLoss):
         """
         super().__init__(reduction, loss_weight)
         if use_sigmoid and use_soft:
-            raise AssertionError("use_sigmoid and use_soft are both set; sigmoids take soft targets without use_soft")
+            raise ConfigAssertionError(
+                "use_sigmoid and use_soft are both set; sigmoids take soft targets without use_soft"
+            )
         if weighted_mean and (use_sigmoid or class_weight is None):
             raise ValueError("weighted_mean is set; it needs class_weight, and a softmax: use_sigmoid=False")
         if pos_weight is not None and not use_sigmoid:
@@ -75,9 +78,10 @@ class CrossEntropyLoss(WeightedLoss):
         class_weight = _of_classes(self.class_weight, pred, "class_weight")
         if not self.use_sigmoid:
             if not self.use_soft and target.ndim > 1:
-                raise AssertionError(
-                    f"targets are {tuple(target.shape)}; expected integer labels (N,). "
-                    f"Soft targets (N, C) need use_soft=True, several labels per sample use_sigmoid=True"
+                raise ConfigAssertionError(
+                    f"targets are {tuple(target.shape)}; expected integer labels (N,). Soft targets (N, C), such as "
+                    f"BATCH_AUGMENTS make, need use_soft=True, several labels per sample use_sigmoid=True (or the head "
+                    f"MultiLabelLinearClsHead)"
                 )
             return softmax_cross_entropy(pred, target, class_weight)
         pos_weight = _of_classes(self.pos_weight, pred, "pos_weight")
@@ -220,7 +224,7 @@ def softmax_cross_entropy(
     the loss is NaN there, for which the trainer stops; torch's own assertion would leave the process without a GPU.
     """
     if logits.ndim != 2:
-        raise AssertionError(f"scores are {tuple(logits.shape)}; expected (N, C)")
+        raise ConfigAssertionError(f"scores are {tuple(logits.shape)}; expected (N, C)")
     if target.ndim == 2:
         check_same_shape(logits, target)
         return F.cross_entropy(

@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor
 
+from detlib.utils.errors import ConfigAssertionError
+
 __all__ = ["check_labels", "check_same_shape", "class_targets", "one_hot"]
 
 
 def check_same_shape(pred: Tensor, target: Tensor, hint: str = "") -> None:
-    """Raise an AssertionError unless both have one shape; ``hint`` ends its message."""
+    """Raise a ConfigAssertionError unless both have one shape; ``hint`` ends its message."""
     if pred.shape != target.shape:
-        raise AssertionError(
+        raise ConfigAssertionError(
             f"predictions are {tuple(pred.shape)} and targets {tuple(target.shape)}; expected one shape{hint}"
         )
 
@@ -27,9 +29,9 @@ def class_targets(target: Tensor, logits: Tensor) -> Tensor:
 
 
 def check_labels(labels: Tensor, shape: torch.Size) -> None:
-    """Raise an AssertionError unless the labels are whole numbers of that shape."""
+    """Raise a ConfigAssertionError unless the labels are whole numbers of that shape."""
     if labels.shape != shape or labels.is_floating_point():
-        raise AssertionError(
+        raise ConfigAssertionError(
             f"labels are {tuple(labels.shape)} of {labels.dtype}; expected {tuple(shape)} of an integer type"
         )
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from detlib.modeling.neck.build import NECK_REGISTRY
+from detlib.utils.errors import ConfigAssertionError
 
 __all__ = ["GlobalAveragePooling"]
 
@@ -21,7 +22,8 @@ class GlobalAveragePooling(nn.Module):
             dim: spatial axes of a map: 1, 2 or 3.
         """
         super().__init__()
-        assert dim in (1, 2, 3), f"MODEL.NECK.DIM is {dim}; maps have 1, 2 or 3 spatial axes"
+        if dim not in (1, 2, 3):
+            raise ConfigAssertionError(f"MODEL.NECK.DIM is {dim}; maps have 1, 2 or 3 spatial axes")
         self.dim = dim
 
     def forward(self, inputs: Maps) -> Tensor | tuple[Tensor, ...] | dict[str, Tensor]:

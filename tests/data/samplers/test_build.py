@@ -76,6 +76,11 @@ def test_unknown_sampler_suggests_a_name(tiny_cfg):
         build(tiny_cfg, "UniformClasSampler")
 
 
+def test_part_of_a_subset_is_an_option_of_the_config(tiny_cfg):
+    tiny_cfg.merge_from_list(["DATALOADER.RANDOM_SUBSET_RATIO", 0.5])
+    assert len(set(itertools.islice(build(tiny_cfg, "RandomSubsetTrainingSampler"), 100))) == 2
+
+
 def test_subset_needs_a_ratio(tiny_cfg):
     with pytest.raises(ConfigError, match="RANDOM_SUBSET_RATIO"):
         build(tiny_cfg, "RandomSubsetTrainingSampler")

@@ -172,8 +172,15 @@ def test_label_of_no_class_names_the_image(build, label):
     with pytest.raises(DatasetError, match=rf"label of '1\.jpg' is {label!r}"):
         build()(samples(2, label=[0, label]))
     if isinstance(label, int):
-        with pytest.raises(DatasetError, match=rf"'1\.jpg' is {label}, but there are 4 classes.*NUM_CLASSES to"):
+        hint = r"\. Set .*NUM_CLASSES to 5 or more" if label > 0 else "$"
+        with pytest.raises(DatasetError, match=rf"'1\.jpg' is {label}, but there are 4 classes, numbered from 0{hint}"):
             build()(samples(2, labels=[[0], [1, label]]))
+
+
+@pytest.mark.parametrize("labels", [1, None, "cat"])
+def test_labels_that_are_no_list_name_the_image(build, labels):
+    with pytest.raises(DatasetError, match=rf"labels of '1\.jpg' are {labels!r}; they must be a list"):
+        build()(samples(2, labels=[[0], labels]))
 
 
 def test_soft_labels_need_a_number_for_each_class(build):
