@@ -26,22 +26,32 @@ def build_component(registry: Registry, node: Any, **defaults: Any) -> Any:
 
     Raises:
         UnknownNameError: the registry has no such name.
-        ConfigTypeError: what it names takes no such argument, or needs one that neither the node nor the caller gives.
-        ConfigError: the node has no NAME.
+        ConfigTypeError: what it names takes no such argument, or not such a value, or needs one that neither the node
+            nor the caller gives.
+        ConfigError: the node has no NAME, or is a name alone.
     """
     if isinstance(node, list | tuple):
         return [build_component(registry, part, **defaults) for part in node]
+    where = getattr(node, "__dict__", {}).get("_section") or f"a part of the registry {registry._name}"
+    if isinstance(node, str | int | float | None):
+        name = node if isinstance(node, str) else "X"
+        raise ConfigError(f"{where} must be a node, as {{NAME: {name}}}; got {node!r}")
     if not isinstance(node, Mapping):
         return node
-    where = getattr(node, "__dict__", {}).get("_section") or f"a part of the registry {registry._name}"
     if not node.get("NAME"):
         raise ConfigError(f"{where} needs a NAME; it has {', '.join(map(str, node)) or 'nothing'}")
     target = registry.get(node["NAME"])
     arguments = {str(key).lower(): plain(value) for key, value in node.items() if key != "NAME"}
+    if len(arguments) < len(node) - 1:
+        raise ConfigError(f"{where} has a key twice, in capitals and in small letters: {', '.join(map(str, node))}")
     parameters, takes_any = _parameters(target)
     own = inspect.signature(target).parameters
     offered = {name: value for name, value in defaults.items() if name in parameters and name not in arguments}
-    problem = _unknown(arguments, parameters, takes_any) or _missing({**offered, **arguments}, own)
+    problem = (
+        _unknown(arguments, parameters, takes_any)
+        or _missing({**offered, **arguments}, own)
+        or _unfit(arguments, parameters)
+    )
     if problem:
         raise ConfigTypeError(f"{where}: {node['NAME']} {problem}")
     return target(**offered, **{name: _as_float(value, parameters.get(name)) for name, value in arguments.items()})
@@ -72,10 +82,10 @@ def _unknown(arguments: Mapping[str, Any], parameters: Mapping[str, Any], takes_
     if not unknown or takes_any:
         return ""
     close = difflib.get_close_matches(unknown[0], parameters, n=1)
-    hint = f"did you mean {close[0].upper()}? " if close else ""
+    hint = f"did you mean {close[0].upper()}? It" if close else "it"
     takes = ", ".join(name.upper() for name in parameters) or "nothing"
     return (
-        f"takes no {', '.join(name.upper() for name in unknown)}; {hint}It takes {takes}. "
+        f"takes no {', '.join(name.upper() for name in unknown)}; {hint} takes {takes}. "
         f"If a base config has set the key for another NAME, add _DELETE_: true to the node."
     )
 
@@ -87,6 +97,23 @@ def _missing(arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Para
     return f"needs {', '.join(missing)}, and the node does not give it" if missing else ""
 
 
+def _unfit(arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> str:
+    """Plain types are compared, as `LOSS_WEIGHT: two` would fail far from here, or never."""
+    for name, value in arguments.items():
+        expected = _plain_type(parameters.get(name))
+        fits = type(value) in (expected, int if expected is float else expected)
+        if expected is not None and not fits:
+            return f"takes {name.upper()} as {expected.__name__}; got {value!r}"
+    return ""
+
+
+def _plain_type(parameter: inspect.Parameter | None) -> type | None:
+    """The type that an argument is declared with, where it is a single one that YAML has."""
+    declared = getattr(parameter, "annotation", None)
+    types = (str, int, float, bool)
+    return next((cls for cls in types if declared in (cls, cls.__name__)), None)
+
+
 def _as_float(value: Any, parameter: inspect.Parameter | None) -> Any:
-    is_float = parameter is not None and (type(parameter.default) is float or parameter.annotation is float)
+    is_float = parameter is not None and (type(parameter.default) is float or _plain_type(parameter) is float)
     return float(value) if is_float and type(value) is int else value

@@ -4,23 +4,30 @@ Such a module registers parts, and may add options with a function ``add_config(
 one way for a config to do so, hence look at CUSTOM_IMPORTS before using a config from elsewhere.
 """
 
-import hashlib
 import importlib
-import importlib.util
 import logging
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from detlib import projects
+from detlib.config.merge import deletes
 from detlib.config.origins import places
 from detlib.config.safe_yaml import LocatedDict
+from detlib.config.values import check_type, decode
 from detlib.utils.errors import ConfigTypeError, CustomImportError
 
-__all__ = ["CustomImport", "declared_imports", "import_custom_modules", "join_imports", "run_imports"]
+__all__ = [
+    "CustomImport",
+    "add_imports",
+    "declared_imports",
+    "drops_imports",
+    "import_custom_modules",
+    "import_for_tree",
+    "join_imports",
+]
 
 _SECTION = "CUSTOM_IMPORTS"
 
@@ -39,19 +46,26 @@ def declared_imports(tree: Mapping[str, Any], filename: str) -> list[CustomImpor
     """What a config file asks for itself; files are made absolute, as they are beside the file that names them.
 
     Raises:
-        ConfigTypeError: A name is no text.
+        ConfigTypeError: CUSTOM_IMPORTS is no section, or a name is no text.
     """
-    section = tree.get(_SECTION)
-    names = section.get("IMPORTS", []) if isinstance(section, Mapping) else []
-    place = places(section).get("IMPORTS", filename) if names else filename
+    section = tree.get(_SECTION, {})
+    if not isinstance(section, Mapping):
+        place = places(tree).get(_SECTION, filename)
+        raise ConfigTypeError(f"{place}: {_SECTION} must be a section, as {{IMPORTS: [my_module]}}; got {section!r}")
+    place = places(section).get("IMPORTS", filename)
+    folder = os.path.dirname(os.path.abspath(filename))
+    return _requests(section.get("IMPORTS", []), folder, place)
+
+
+def _requests(names: Any, folder: str, place: str) -> list[CustomImport]:
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ConfigTypeError(f"{place}: {_SECTION}.IMPORTS must be a list of names of modules, got {names!r}")
-    return [CustomImport(_resolve(name, filename), place) for name in names]
+    return [CustomImport(_resolve(name, folder), place) for name in names]
 
 
-def _resolve(name: str, filename: str) -> str:
-    path = os.path.join(os.path.dirname(os.path.abspath(filename)), os.path.expanduser(name))
+def _resolve(name: str, folder: str) -> str:
+    path = os.path.join(folder, os.path.expanduser(name))
     return os.path.normpath(path) if _is_file_name(name) and os.path.exists(path) else name
 
 
@@ -68,19 +82,52 @@ def join_imports(tree: LocatedDict, imports: list[CustomImport]) -> None:
         places(tree).setdefault(_SECTION, imports[-1].place)
 
 
+def drops_imports(tree: Mapping[str, Any]) -> bool:
+    """Whether a file does without the imports of its bases."""
+    return deletes(tree) or deletes(tree.get(_SECTION, {}))
+
+
+def import_for_tree(tree: LocatedDict, imports: list[CustomImport], cfg: Any) -> None:
+    """Import what a tree asks for before it is merged into ``cfg``.
+
+    Raises:
+        CustomImportError: See :func:`import_custom_modules`.
+        ConfigError: ALLOW_FAILED_IMPORTS is no boolean.
+    """
+    section, key = tree[_SECTION], "ALLOW_FAILED_IMPORTS"
+    allow_failed = decode(section.get(key, cfg[_SECTION][key]), False)
+    check_type(allow_failed, False, f"{_SECTION}.{key}", places(section).get(key, ""))
+    _run(imports, cfg, allow_failed)
+    if not drops_imports(tree):  # Options that earlier imports have added remain, so they are asked for as well.
+        section["IMPORTS"] = list(dict.fromkeys([*cfg[_SECTION].IMPORTS, *section["IMPORTS"]]))
+
+
+def add_imports(names: Any, cfg: Any, place: str) -> None:
+    """Let a config ask for further modules; files are relative to the current directory.
+
+    Raises:
+        ConfigTypeError: A name is no text.
+    """
+    section = cfg[_SECTION]
+    added = [item.name for item in _requests(names, os.getcwd(), place)]
+    section["IMPORTS"] = list(dict.fromkeys([*section.IMPORTS, *added]))
+    places(section)["IMPORTS"] = place
+
+
 def import_custom_modules(cfg: Any) -> None:
     """Import what ``cfg.CUSTOM_IMPORTS`` lists, in order; to import it again does no harm.
 
     Raises:
         CustomImportError: A module cannot be imported, and ALLOW_FAILED_IMPORTS is off. Whatever else goes wrong in the
             module is raised as it is.
+        ConfigTypeError: A name is no text.
     """
     place = places(cfg[_SECTION]).get("IMPORTS", _SECTION)
-    imports = [CustomImport(name, place) for name in cfg[_SECTION].IMPORTS]
-    run_imports(imports, cfg, cfg[_SECTION].ALLOW_FAILED_IMPORTS)
+    imports = _requests(cfg[_SECTION].IMPORTS, os.getcwd(), place)
+    _run(imports, cfg, cfg[_SECTION].ALLOW_FAILED_IMPORTS)
 
 
-def run_imports(imports: list[CustomImport], cfg: Any, allow_failed: bool) -> None:
+def _run(imports: list[CustomImport], cfg: Any, allow_failed: bool) -> None:
     """Import modules, and let each add its options to ``cfg``, once."""
     configured = cfg.__dict__.setdefault("_configured_by", set())
     for item in imports:
@@ -93,40 +140,33 @@ def run_imports(imports: list[CustomImport], cfg: Any, allow_failed: bool) -> No
             _logger.warning(f"{message} It is left out, as ALLOW_FAILED_IMPORTS is set.")
             continue
         _logger.info(f"Imported {item.name} ({getattr(module, '__file__', None)}), which {item.place} asks for.")
-        if item.name not in configured and hasattr(module, "add_config"):
-            configured.add(item.name)
-            module.add_config(cfg)
+        if module.__name__ not in configured and hasattr(module, "add_config"):
+            configured.add(module.__name__)
+            try:
+                module.add_config(cfg)
+            except BaseException:
+                configured.discard(module.__name__)
+                raise
 
 
 def _import(item: CustomImport) -> ModuleType:
     if os.path.isabs(item.name):
-        return _import_file(item.name)
+        if not os.path.isfile(item.name):
+            raise ImportError("there is no such Python file")
+        return importlib.import_module(projects.module_of_file(item.name))
     if _is_file_name(item.name):
         raise ImportError("there is no such file beside the config, and names of modules have neither '/' nor '.py'")
+    if not item.name or item.name.startswith("."):
+        raise ImportError("it is no name of a module")
     projects.add_folder_of(item.place.rpartition(":")[0])
     return importlib.import_module(item.name)
 
 
-def _import_file(path: str) -> ModuleType:
-    path = os.path.realpath(path)
-    stem = os.path.splitext(os.path.basename(path))[0]
-    # Two projects may both have a losses.py.
-    name = f"{stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or not os.path.isfile(path):
-        raise ImportError("there is no such Python file")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
 def _hint(item: CustomImport) -> str:
+    if os.path.isabs(item.name):
+        if os.path.isfile(item.name):
+            return ""
+        return f". If it has moved, write where it is now; './{os.path.basename(item.name)}' is beside the config."
     if _is_file_name(item.name):
         module = item.name.removesuffix(".py").strip("./").replace("/", ".")
         return f". Write {module!r} for a module, or './{os.path.basename(item.name)}' for a file beside the config."

@@ -13,14 +13,16 @@ from fvcore.common.config import CfgNode as _CfgNode
 from detlib.config import safe_yaml
 from detlib.config.custom_imports import (
     CustomImport,
+    add_imports,
     declared_imports,
+    drops_imports,
     import_custom_modules,
+    import_for_tree,
     join_imports,
-    run_imports,
 )
 from detlib.config.defaults import DEFAULTS, Part
-from detlib.config.merge import DELETE, deletes, is_items, overlay, set_items, take_delete_markers
-from detlib.config.origins import CODE, COMMAND_LINE, places
+from detlib.config.merge import DELETE, deletes, is_items, overlay, refuse_markers, set_items, take_delete_markers
+from detlib.config.origins import CODE, COMMAND_LINE, added_by_code, places
 from detlib.config.safe_yaml import LocatedDict
 from detlib.config.suggest import all_keys, did_you_mean, misplaced
 from detlib.config.values import adapt, check_type, decode, override, plain, to_yaml
@@ -61,6 +63,7 @@ class CfgNode(_CfgNode):
         self.__dict__["_places"] = {}
         self.__dict__["_section"] = None  # Dotted name among the defaults; None for what code adds.
         self.__dict__["_is_part"] = False
+        self.__dict__["_added"] = set()  # Keys of a part that code has set.
 
     @classmethod
     def from_defaults(cls, defaults: Mapping[str, Any], section: str = "") -> "CfgNode":
@@ -112,7 +115,8 @@ class CfgNode(_CfgNode):
         for base in _as_paths(tree.pop(_BASE, []), places(tree).get(_BASE, name)):
             base_tree, base_imports = cls._load(_resolve(base, filename), (*chain, filename))
             result, imports = overlay(result, base_tree), [*imports, *base_imports]
-        result, imports = overlay(result, tree), [*imports, *declared_imports(tree, name)]
+        declared = declared_imports(tree, name)
+        result, imports = overlay(result, tree), declared if drops_imports(tree) else [*imports, *declared]
         join_imports(result, imports)
         return result, imports
 
@@ -145,8 +149,7 @@ class CfgNode(_CfgNode):
         tree, imports = self._load(os.fspath(cfg_filename), chain=())
         if import_custom_modules and imports and "CUSTOM_IMPORTS" in self:
             self._require_mutable("merged into")
-            allowed = tree["CUSTOM_IMPORTS"].get("ALLOW_FAILED_IMPORTS", self.CUSTOM_IMPORTS.ALLOW_FAILED_IMPORTS)
-            run_imports(imports, self, allowed)
+            import_for_tree(tree, imports, self)
         if "VERSION" in self:
             version = tree.get("VERSION", guess_version(tree))
             if version != LATEST:
@@ -177,7 +180,10 @@ class CfgNode(_CfgNode):
         pairs = list(_pairs(cfg_list))
         imports = [(key, given) for key, given in pairs if key.startswith("CUSTOM_IMPORTS")]
         for key, given in imports:
-            self._override(key, given)
+            if key == "CUSTOM_IMPORTS.IMPORTS":
+                add_imports(decode(given, []), self, COMMAND_LINE)
+            else:
+                self._override(key, given)
         if imports:
             import_custom_modules(self)
         for key, given in pairs:
@@ -186,7 +192,7 @@ class CfgNode(_CfgNode):
 
     def _override(self, key: str, given: Any) -> None:
         section, path = self, key.split(".")
-        if DELETE in path:
+        if DELETE in path or DELETE in str(given):
             raise ConfigError(f"{COMMAND_LINE}: {key}: {DELETE} is for files only; set the keys themselves")
         while len(path) > 1 and isinstance(section.get(path[0]), CfgNode):
             section = section[path.pop(0)]
@@ -235,24 +241,36 @@ class CfgNode(_CfgNode):
         if isinstance(given, Mapping) and isinstance(current, CfgNode):
             current._merge(given, root, key)
             return
+        if isinstance(given, list | tuple):
+            refuse_markers(given, place)
         # What a part takes is known where it is built.
         expected = None if is_part and not isinstance(current, CfgNode) else current
         self[name] = check_type(decode(plain(given), current), expected, key, place)
         places(self)[name] = place
 
     def _forget(self, places_of_tree: Mapping[str, str], key: str) -> None:
-        """Bring a section back to what detlib sets; one that names a part becomes empty."""
-        if self.__dict__["_is_part"]:
+        """Bring a section back to what detlib sets; one that takes any key becomes empty."""
+        section = self.__dict__["_section"]
+        if self.__dict__["_is_part"] or (section is None and self.is_new_allowed()):
             self.clear()
+            places(self).clear()
             return
-        if self.__dict__["_section"] is None:
+        if section is None:
             place = next(iter(places_of_tree.values()), CODE)
             raise ConfigError(f"{place}: {key} was added by code and has no defaults to return to; leave {DELETE} out")
         defaults = DEFAULTS
-        for part in filter(None, self.__dict__["_section"].split(".")):
+        for part in filter(None, section.split(".")):
             defaults = defaults[part]
-        self.update(type(self).from_defaults(defaults, self.__dict__["_section"]))
-        for name in defaults:
+        self._reset(type(self).from_defaults(defaults, section))
+
+    def _reset(self, defaults: "CfgNode") -> None:
+        """What code has added stays as it is, as its defaults are not known."""
+        for name, value in defaults.items():
+            current = self.get(name)
+            if isinstance(value, CfgNode) and isinstance(current, CfgNode) and not value.__dict__["_is_part"]:
+                current._reset(value)
+            else:
+                dict.__setitem__(self, name, value)
             places(self).pop(name, None)
 
     def _refuse_unless_deprecated(self, key: str, place: str) -> None:
@@ -260,7 +278,9 @@ class CfgNode(_CfgNode):
             return
         if self.key_is_renamed(key):
             self.raise_key_rename_error(key)
-        raise ConfigKeyError(f"{place}: unknown config key {key}: {did_you_mean(key, all_keys(self))}")
+        is_base = key.rpartition(".")[2].upper() == _BASE
+        hint = f"write {_BASE} at the top level of the file" if is_base else did_you_mean(key, all_keys(self))
+        raise ConfigKeyError(f"{place}: unknown config key {key}: {hint}")
 
     def _require_mutable(self, change: str) -> None:
         if self.is_frozen():
@@ -289,10 +309,14 @@ class CfgNode(_CfgNode):
         key = f"{section}.{name}" if section else name
         current = self.get(name)
         if isinstance(current, CfgNode) and current.__dict__["_is_part"] and isinstance(val, Mapping):
+            val = plain(val)  # It may be the section itself.
             current.clear()
+            places(current).clear()
             current._merge(val, self, key)
+            added_by_code(current).update(val)
             return
         if self.__dict__["_is_part"]:
+            added_by_code(self).add(name)
             self._merge_value(name, val, self, key, CODE)
             return
         if name in self:

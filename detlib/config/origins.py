@@ -7,7 +7,7 @@ import yaml
 
 from detlib.config.values import to_yaml
 
-__all__ = ["CODE", "COMMAND_LINE", "DEFAULT", "format_with_origins", "places"]
+__all__ = ["CODE", "COMMAND_LINE", "DEFAULT", "added_by_code", "format_with_origins", "places"]
 
 COMMAND_LINE = "command line"
 CODE = "code"
@@ -21,13 +21,18 @@ def places(mapping: Mapping[str, Any]) -> dict[str, str]:
     return getattr(mapping, "__dict__", {}).get("_places", {})
 
 
+def added_by_code(section: Mapping[str, Any]) -> set[str]:
+    """Keys of a section for a part that code has set, as projects do to add options."""
+    return getattr(section, "__dict__", {}).get("_added", set())
+
+
 def format_with_origins(cfg: Mapping[str, Any]) -> str:
     """Write a config as YAML, with a comment after each value that says where it was set."""
     return "\n".join(_lines(cfg, indent=0))
 
 
 def _lines(section: Mapping[str, Any], indent: int) -> Iterator[str]:
-    for key, value in sorted(section.items()):
+    for key, value in sorted(section.items(), key=lambda item: str(item[0])):
         head = f"{' ' * indent}{key}:"
         if isinstance(value, Mapping) and value:
             yield head

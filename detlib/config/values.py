@@ -56,7 +56,7 @@ def check_type(value: Any, current: Any, key: str, place: str = "") -> Any:
     """
     head = f"{place}: {key}" if place else key
     if isinstance(current, _CfgNode) and not isinstance(value, _CfgNode):
-        raise ConfigError(f"{head} is a section with {', '.join(current)}; got {_describe(value)}")
+        raise ConfigError(f"{head} is a section{_contents(current, value)}; got {_describe(value)}")
     if not _is_plain(value):
         allowed = "numbers, strings, booleans, None, lists, tuples and sections"
         raise ConfigError(f"{head} cannot be {_describe(value)}; a config holds {allowed}")
@@ -92,6 +92,14 @@ def _is_plain(value: Any) -> bool:
 
 def _name_type(value: Any) -> str:
     return "a section" if isinstance(value, _CfgNode) else type(value).__name__
+
+
+def _contents(section: _CfgNode, value: Any) -> str:
+    if not getattr(section, "__dict__", {}).get("_is_part"):
+        return f" with {', '.join(section)}"
+    if isinstance(value, str):
+        return f" that names a part: write {{NAME: {value}}}"
+    return " that names a part, as {NAME: X}; for none write {_DELETE_: true} in a file"
 
 
 def _describe(value: Any) -> str:

@@ -57,7 +57,7 @@ def rename_between(tree: _Tree, version: int, to_version: int) -> None:
     """
     for number in (version, to_version):
         if number not in (1, LATEST):
-            raise ConfigError(f"config version {number} is unknown; detlib knows versions 1 and {LATEST}")
+            raise ConfigError(f"config version {number!r} is unknown; detlib knows versions 1 and {LATEST}")
     if version < to_version:
         for old, new in _RENAMED.items():
             _move(tree, old, new)

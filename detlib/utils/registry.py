@@ -2,6 +2,7 @@
 
 import difflib
 import pydoc
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +46,7 @@ class Registry(_Registry):
         return register
 
     def _do_register(self, name: str, obj: Any) -> None:
-        if name in self._obj_map:
+        if name in self._obj_map and not _is_left_over(self._obj_map[name], obj):
             raise DuplicateNameError(
                 f"{self._name} has {name!r} already: it is {_describe(self._obj_map[name])}, and {_describe(obj)} was "
                 f"to get the same name. Register it under another one: @registry.register('another_name')"
@@ -58,15 +59,24 @@ class Registry(_Registry):
         Raises:
             UnknownNameError: There is none.
         """
-        if name not in self._obj_map:
+        if not isinstance(name, str) or name not in self._obj_map:
             raise UnknownNameError(self._describe_missing(name))
         return self._obj_map[name]
 
     def _describe_missing(self, name: str) -> str:
-        close = difflib.get_close_matches(str(name), self._obj_map, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        names = {known.lower(): known for known in self._obj_map}
+        close = difflib.get_close_matches(str(name).lower(), names, n=1)
+        hint = f"did you mean {names[close[0]]!r}? " if close else ""
         known = ", ".join(sorted(self._obj_map)) or "nothing yet"
         return f"{self._name} has no {name!r}; {hint}Known: {known}. Is its module in CUSTOM_IMPORTS?"
+
+
+def _is_left_over(old: Any, new: Any) -> bool:
+    """Whether an import failed after it had registered `old`, and now defines the same thing again."""
+    if _describe(old) != _describe(new) or "<locals>" in _describe(old):
+        return False
+    module = sys.modules.get(getattr(old, "__module__", ""))
+    return getattr(module, old.__qualname__, None) is not old
 
 
 def _describe(obj: Any) -> str:

@@ -165,3 +165,59 @@ def test_frozen_part_cannot_change():
     cfg.freeze()
     with pytest.raises(AttributeError, match="frozen"):
         cfg.MODEL.NECK.NAME = "Neck"
+
+
+def test_key_in_capitals_and_small_letters_is_refused():
+    with pytest.raises(ConfigError, match="has a key twice, in capitals and in small letters: NAME, BETA, beta"):
+        build_component(PARTS, {"NAME": "Loss", "BETA": 1.0, "beta": 2.0})
+
+
+@pytest.mark.parametrize("node", ["Loss", ["Loss"]])
+def test_name_alone_is_refused(node):
+    with pytest.raises(ConfigError, match=r"a part of the registry PART must be a node, as {NAME: Loss}; got 'Loss'"):
+        build_component(PARTS, node)
+
+
+@pytest.mark.parametrize("name", [3, ["Loss"], {"NAME": "Loss"}])
+def test_name_that_is_no_text_is_unknown(name):
+    with pytest.raises(UnknownNameError, match=r"PART has no .*Known: Loss"):
+        build_component(PARTS, {"NAME": name})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("BETA", "two", "BETA as float; got 'two'"),
+        ("BETA", None, "BETA as float; got None"),
+        ("STEPS", 2.5, "STEPS as int"),
+    ],
+)
+def test_value_of_another_type_than_declared_is_refused(key, value, said):
+    with pytest.raises(ConfigTypeError, match=f"a part of the registry PART: Loss takes {said}"):
+        build_component(PARTS, {"NAME": "Loss", key: value})
+
+
+def test_types_that_are_not_single_are_left_to_the_part():
+    registry = Registry("PART")
+
+    @registry.register()
+    def pooled(size: int | tuple[int, int], mode="sum", scale: float | None = 1.0):
+        return size, mode, scale
+
+    assert build_component(registry, {"NAME": "pooled", "SIZE": [1, 2], "MODE": 3, "SCALE": None}) == ([1, 2], 3, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("GIoULoss", "is a section that names a part: write {NAME: GIoULoss}"), (None, "as {NAME: X}; for none write")],
+)
+def test_part_that_is_no_section_is_explained(value, said):
+    with pytest.raises(ConfigError, match=f"MODEL.RETINANET.LOSS_BBOX .*{said}"):
+        get_cfg().merge_from_other_cfg({"MODEL": {"RETINANET": {"LOSS_BBOX": value}}})
+
+
+def test_part_may_be_set_to_itself():
+    cfg = get_cfg()
+    cfg.MODEL.NECK = {"NAME": "Neck", "DEEP": {"A": 1}}
+    cfg.MODEL.NECK = cfg.MODEL.NECK
+    assert cfg.MODEL.NECK == {"NAME": "Neck", "DEEP": {"A": 1}}

@@ -1,10 +1,12 @@
 import logging
+import pickle
+import subprocess
 import sys
 
 import pytest
 
 from detlib.config import get_cfg, import_custom_modules
-from detlib.utils.errors import ConfigTypeError, CustomImportError
+from detlib.utils.errors import ConfigError, ConfigTypeError, CustomImportError
 
 MODULE = """
 IMPORTED = True
@@ -162,4 +164,109 @@ def test_unknown_project_lists_the_known(write, tmp_path, monkeypatch):
     write("projects/Bar/bar_of_test_2/__init__.py", "")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CustomImportError, match=r"no project has a package 'baz'; found: .*bar_of_test_2"):
+        merged(write("a.yaml", "CUSTOM_IMPORTS: {IMPORTS: [detlib.projects.baz]}"))
+
+
+# Clumsy ways to ask
+
+
+@pytest.mark.parametrize("section", ["null", "json", "[json]"])
+def test_section_that_is_none_is_refused_also_over_a_base(write, section):
+    write("parts.py", "")
+    write("base.yaml", "CUSTOM_IMPORTS: {IMPORTS: [./parts.py]}")
+    with pytest.raises(
+        ConfigTypeError, match=r"a\.yaml:2: CUSTOM_IMPORTS must be a section, as {IMPORTS: \[my_module\]}"
+    ):
+        merged(write("a.yaml", f"_BASE_: base.yaml\nCUSTOM_IMPORTS: {section}"))
+
+
+@pytest.mark.parametrize("name", ["''", ".", "..parts"])
+def test_what_cannot_be_a_name_is_an_error_of_the_import(write, name):
+    with pytest.raises(CustomImportError, match=r"a\.yaml:1: .* it is no name of a module"):
+        merged(write("a.yaml", f"CUSTOM_IMPORTS: {{IMPORTS: [{name}]}}"))
+
+
+def test_no_list_names_its_line(write):
+    with pytest.raises(ConfigTypeError, match=r"a\.yaml:2: CUSTOM_IMPORTS.IMPORTS must be a list of names"):
+        merged(write("a.yaml", "\nCUSTOM_IMPORTS: {IMPORTS: null}"))
+
+
+def test_allowing_failures_takes_a_boolean(write):
+    with pytest.raises(ConfigError, match=r"ALLOW_FAILED_IMPORTS expects bool, as in False; got int 3"):
+        merged(write("a.yaml", "CUSTOM_IMPORTS: {IMPORTS: [no_such_module], ALLOW_FAILED_IMPORTS: 3}"))
+
+
+def test_file_that_has_moved_gets_a_hint(write):
+    with pytest.raises(
+        CustomImportError, match=r"there is no such Python file\. If it has moved, write where it is now"
+    ):
+        merged(write("a.yaml", "CUSTOM_IMPORTS: {IMPORTS: [/no/such/parts.py]}"))
+
+
+def test_command_line_takes_one_name_and_files_of_the_current_directory(write, tmp_path, monkeypatch):
+    write("parts.py", "def add_config(cfg):\n    cfg.MODEL.FROM_COMMAND_LINE = 1\n")
+    monkeypatch.chdir(tmp_path)
+    cfg = get_cfg()
+    cfg.merge_from_list(["CUSTOM_IMPORTS.IMPORTS=./parts.py", "MODEL.FROM_COMMAND_LINE=2"])
+    assert cfg.MODEL.FROM_COMMAND_LINE == 2
+    assert list(cfg.CUSTOM_IMPORTS.IMPORTS) == [str(tmp_path / "parts.py")]
+
+
+def test_command_line_and_further_files_add_to_the_imports(write):
+    # A saved config has to ask for all that it needs.
+    for name in ("one", "two"):
+        write(f"{name}.py", "")
+        write(f"{name}.yaml", f"CUSTOM_IMPORTS: {{IMPORTS: [./{name}.py]}}")
+    cfg = merged(write("a.yaml", "_BASE_: one.yaml"))
+    cfg.merge_from_file(write("b.yaml", "_BASE_: two.yaml"))
+    cfg.merge_from_list(["CUSTOM_IMPORTS.IMPORTS", "json"])
+    assert [name.rpartition("/")[2] for name in cfg.CUSTOM_IMPORTS.IMPORTS] == ["one.py", "two.py", "json"]
+
+
+def test_command_line_refuses_what_is_no_list():
+    with pytest.raises(ConfigTypeError, match=r"command line: CUSTOM_IMPORTS\.IMPORTS must be a list of names"):
+        get_cfg().merge_from_list(["CUSTOM_IMPORTS.IMPORTS=null"])
+
+
+def test_delete_marker_drops_the_imports_of_the_bases(write, on_path):
+    write("base.yaml", "CUSTOM_IMPORTS: {IMPORTS: [no_such_module]}")
+    cfg = merged(write("a.yaml", "_BASE_: base.yaml\nCUSTOM_IMPORTS: {_DELETE_: true, IMPORTS: [json]}"))
+    assert cfg.CUSTOM_IMPORTS.IMPORTS == ["json"]
+
+
+def test_module_that_failed_half_way_can_be_imported_again(write, on_path):
+    on_path("my_registry", "from detlib.utils.registry import Registry\nPARTS = Registry('PART')")
+    text = "from my_registry import PARTS\n\n@PARTS.register()\nclass MyPart: pass\n\n"
+    path = write("a.yaml", "CUSTOM_IMPORTS: {IMPORTS: [./half.py]}")
+    write("half.py", text + "import no_such_module")
+    with pytest.raises(CustomImportError, match=r"No module named 'no_such_module'$"):
+        merged(path)
+    write("half.py", text)
+    merged(path)
+
+
+def test_options_are_added_again_if_adding_them_failed(write):
+    path = write("a.yaml", "CUSTOM_IMPORTS: {IMPORTS: [./fails.py]}")
+    write("fails.py", "def add_config(cfg):\n    1 / 0\n")
+    cfg = get_cfg()
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            cfg.merge_from_file(path)
+
+
+def test_parts_of_a_file_can_be_sent_to_another_process(write):
+    # As to the processes that load data, where these are not forked.
+    write("my-parts.py", "class MyPart:\n    def __repr__(self):\n        return 'my part'\n")
+    merged(write("a.yaml", "CUSTOM_IMPORTS: {IMPORTS: [./my-parts.py]}"))
+    module = next(module for name, module in sys.modules.items() if name.startswith("detlib.projects.my_parts_"))
+    program = "import pickle, sys; print(pickle.load(sys.stdin.buffer))"
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, input=pickle.dumps(module.MyPart()), capture_output=True, check=True)
+    assert result.stdout.strip() == b"my part"
+
+
+def test_unknown_project_says_how_to_make_it_known(write):
+    with pytest.raises(
+        CustomImportError, match="set the environment variable DETLIB_PROJECTS to the folder 'projects'"
+    ):
         merged(write("a.yaml", "CUSTOM_IMPORTS: {IMPORTS: [detlib.projects.baz]}"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from detlib.config import get_cfg
+from detlib.config import CfgNode, get_cfg
 from detlib.utils.errors import ConfigError, ConfigKeyError
 
 
@@ -119,3 +119,57 @@ def test_later_bases_win_and_the_file_over_all(write):
     write("two.yaml", "SOLVER: {BASE_LR: 2.0, MAX_ITER: 2}")
     solver = merged(write("a.yaml", "_BASE_: [one.yaml, two.yaml]\nSOLVER: {BASE_LR: 3.0}")).SOLVER
     assert (solver.BASE_LR, solver.MAX_ITER, solver.IMS_PER_BATCH) == (3.0, 2, 1)
+
+
+@pytest.mark.parametrize("given", ["{_DELETE_: true, NAME: X}", "[{_DELETE_: true}]"])
+def test_marker_within_a_value_of_the_command_line_is_refused(given):
+    with pytest.raises(ConfigError, match=r"MODEL\.NECK.*: _DELETE_ is for files only"):
+        get_cfg().merge_from_list(["MODEL.NECK" if given[0] == "{" else "MODEL.NECK.ARGS", given])
+
+
+def test_markers_of_code_are_checked_like_those_of_files():
+    with pytest.raises(ConfigError, match="code: _DELETE_ must be true or false, got 'yes'"):
+        get_cfg().merge_from_other_cfg({"MODEL": {"NECK": {"_DELETE_": "yes"}}})
+    with pytest.raises(ConfigError, match="code: _DELETE_ cannot be used within a list"):
+        get_cfg().merge_from_other_cfg({"MODEL": {"NECK": {"ARGS": [{"_DELETE_": True}]}}})
+
+
+@pytest.mark.parametrize("text", ["_delete_: true", "MODEL: {NECK: {_delete_: true}}"])
+def test_marker_in_small_letters_is_refused(write, text):
+    with pytest.raises(ConfigError, match=r"a\.yaml:1: write _DELETE_ for _delete_"):
+        merged(write("a.yaml", text))
+
+
+@pytest.mark.parametrize("text", ["_base_: b.yaml", "MODEL: {_BASE_: b.yaml}"])
+def test_base_that_is_misspelt_or_deep_is_explained(write, text):
+    with pytest.raises(ConfigKeyError, match=r"a\.yaml:1: .*: write _BASE_ at the top level of the file"):
+        merged(write("a.yaml", text))
+
+
+@pytest.mark.parametrize("marked", ["_DELETE_: true\nMODEL: {MINE: {A: 3}}", "MODEL: {_DELETE_: true, MINE: {A: 3}}"])
+def test_marker_leaves_what_code_has_added(write, marked):
+    cfg = get_cfg()
+    cfg.MODEL.MINE = CfgNode({"A": 1, "B": 2})
+    cfg.MODEL.RETINANET.NUM_CLASSES = 3
+    cfg.MODEL.NECK = {"NAME": "PAFPN"}
+    cfg.merge_from_file(write("a.yaml", marked))
+    assert cfg.MODEL.MINE == {"A": 3, "B": 2}
+    assert (cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.NECK) == (80, {"NAME": ""})
+
+
+def test_marker_empties_a_section_of_code_that_takes_any_key(write):
+    cfg = get_cfg()
+    cfg.MODEL.MINE = CfgNode({"A": 1}, new_allowed=True)
+    cfg.merge_from_file(write("a.yaml", "MODEL: {MINE: {_DELETE_: true, B: 2}}"))
+    assert cfg.MODEL.MINE == {"B": 2}
+
+
+def test_marker_among_items_of_a_list_is_refused(write):
+    with pytest.raises(ConfigError, match=r"MODEL\.PIXEL_MEAN is a list, which _DELETE_ cannot drop"):
+        merged(write("a.yaml", "MODEL: {PIXEL_MEAN: {_DELETE_: true, 0: 1.0}}"))
+
+
+def test_items_are_counted_from_the_front_and_the_error_has_the_whole_key(write):
+    write("base.yaml", "MODEL: {PIXEL_MEAN: [1.0, 2.0]}")
+    with pytest.raises(ConfigKeyError, match=r"MODEL\.PIXEL_MEAN has 2 items, numbered from 0; there is no -3 to set"):
+        merged(write("a.yaml", "_BASE_: base.yaml\nMODEL: {PIXEL_MEAN: {-3: 1.0}}"))

@@ -33,3 +33,9 @@ def test_merging_another_config_keeps_its_origins(write):
     cfg = get_cfg()
     cfg.merge_from_other_cfg(from_file(path))
     assert f"# {path}:1" in format_with_origins(cfg)
+
+
+def test_keys_of_a_part_need_not_be_text():
+    cfg = get_cfg()
+    cfg.merge_from_other_cfg({"MODEL": {"NECK": {"NAME": "X", 3: 4}}})
+    assert "    3: 4 " in format_with_origins(cfg)

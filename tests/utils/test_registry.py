@@ -78,3 +78,9 @@ def test_name_that_is_taken_is_an_error_that_names_both_objects():
     assert "META_ARCH has 'RetinaNet' already" in message
     assert "make_registry.<locals>.RetinaNet" in message and "both_objects.<locals>.RetinaNet" in message
     assert isinstance(caught.value, AssertionError)  # What projects may catch.
+
+
+def test_failed_lookup_finds_the_name_in_other_capitals():
+    registry, _ = make_registry()
+    with pytest.raises(UnknownNameError, match="did you mean 'RetinaNet'"):
+        registry.get("RETINANET")

@@ -5,12 +5,12 @@ from typing import Any
 
 from detlib.config import CfgNode, build_component
 from detlib.config.defaults import DEFAULTS
-from detlib.config.origins import CODE, places
+from detlib.config.origins import CODE, added_by_code, places
 from detlib.config.suggest import all_keys, did_you_mean
 from detlib.layers import ShapeSpec
 from detlib.modeling.backbone.backbone import Backbone
 from detlib.modeling.backbone.with_neck import BackboneWithNeck
-from detlib.modeling.neck.build import build_neck
+from detlib.modeling.neck.build import build_neck, names_neck
 from detlib.utils.errors import ConfigError, ConfigKeyError
 from detlib.utils.registry import Registry
 
@@ -33,7 +33,7 @@ def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbo
         input_shape: of the image; by default with as many channels as ``cfg.MODEL.PIXEL_MEAN`` has values.
     """
     bottom_up = build_bottom_up(cfg, input_shape)
-    if not cfg.MODEL.NECK.get("NAME"):
+    if not names_neck(cfg.MODEL.NECK):
         return bottom_up
     neck = build_neck(cfg.MODEL.NECK, bottom_up.output_shape())
     if not hasattr(neck, "output_shape"):
@@ -88,8 +88,10 @@ def _check_keys(cfg: CfgNode) -> None:
     """A builder that reads the whole config would pass over keys that a user adds to the section."""
     node = cfg.MODEL.BACKBONE
     for key in node:
-        if key not in DEFAULTS["MODEL"]["BACKBONE"] and places(node).get(key, CODE) != CODE:
+        is_known = key in DEFAULTS["MODEL"]["BACKBONE"] or key in added_by_code(node)
+        if not is_known and places(node).get(key, CODE) != CODE:
+            name = f"MODEL.BACKBONE.{key}"
             raise ConfigKeyError(
-                f"{places(node)[key]}: MODEL.BACKBONE.{key}: {node.NAME} takes its options from a section of its own; "
-                f"{did_you_mean(key, all_keys(cfg))}"
+                f"{places(node)[key]}: {name}: {node.NAME} takes its options from a section of its own; "
+                f"{did_you_mean(name, all_keys(cfg))}"
             )

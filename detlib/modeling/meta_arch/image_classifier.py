@@ -15,6 +15,7 @@ from detlib.modeling.batch_augmentation import RandomBatchAugment, build_batch_a
 from detlib.modeling.head import HEAD_REGISTRY, Features
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.neck import build_neck
+from detlib.modeling.neck.build import names_neck
 from detlib.modeling.preprocessing import ImagePreprocessor, PreprocessesImages, class_labels_of
 
 __all__ = ["ImageClassifier"]
@@ -108,7 +109,7 @@ class ImageClassifier(PreprocessesImages, nn.Module):
 
 def build_pooling_neck(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     """What ``cfg.MODEL.NECK`` names; where it names nothing, average pooling."""
-    return build_neck(cfg.MODEL.NECK if cfg.MODEL.NECK.get("NAME") else {"NAME": "GlobalAveragePooling"}, input_shape)
+    return build_neck(cfg.MODEL.NECK if names_neck(cfg.MODEL.NECK) else {"NAME": "GlobalAveragePooling"}, input_shape)
 
 
 def feature_channels(backbone: Backbone, neck: nn.Module) -> int:
