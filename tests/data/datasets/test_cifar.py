@@ -1,3 +1,4 @@
+import io
 import os
 import pickle
 
@@ -61,6 +62,29 @@ def test_planes_of_colors_become_an_rgb_image(cifar10):
     assert image[0, 0].tolist() == [3, 4, 5]
     assert image[0, 1].tolist() == [0, 0, 0]
     assert image[1, 0].tolist() == [3, 4, 5]
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes as Python 2 did, which made the official files: text and bytes are strings of bytes alike."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, value):
+        data = value if isinstance(value, bytes) else value.encode()
+        self.write(pickle.BINSTRING + len(data).to_bytes(4, "little") + data)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+
+def test_files_of_python_2_are_read(cifar10):
+    path, file = cifar10 / "cifar-10-batches-py" / "test_batch", io.BytesIO()
+    expected = load_cifar(cifar10, "test")
+    Python2Pickler(file, protocol=2).dump(pickle.loads(path.read_bytes()))
+    path.write_bytes(file.getvalue().replace(b"numpy._core", b"numpy.core"))
+    for sample, same in zip(load_cifar(cifar10, "test"), expected, strict=True):
+        assert sample["label"] == same["label"]
+        np.testing.assert_array_equal(sample["image"], same["image"])
 
 
 def test_cifar100_has_fine_labels(cifar100):
