@@ -100,7 +100,10 @@ def _missing(arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Para
 def _unfit(arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> str:
     """Plain types are compared, as `LOSS_WEIGHT: two` would fail far from here, or never."""
     for name, value in arguments.items():
-        expected = _plain_type(parameters.get(name))
+        parameter = parameters.get(name)
+        expected = _plain_type(parameter)
+        if expected is None and isinstance(value, str) and type(getattr(parameter, "default", None)) is float:
+            expected = float if parameter.annotation is parameter.empty else None
         fits = type(value) in (expected, int if expected is float else expected)
         if expected is not None and not fits:
             return f"takes {name.upper()} as {expected.__name__}; got {value!r}"

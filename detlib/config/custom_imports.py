@@ -110,6 +110,8 @@ def add_imports(names: Any, cfg: Any, place: str) -> None:
     """
     section = cfg[_SECTION]
     added = [item.name for item in _requests(names, os.getcwd(), place)]
+    if section.IMPORTS and "IMPORTS" in places(section):
+        place = f"{places(section)['IMPORTS']}, {place}"
     section["IMPORTS"] = list(dict.fromkeys([*section.IMPORTS, *added]))
     places(section)["IMPORTS"] = place
 

@@ -197,6 +197,18 @@ def test_value_of_another_type_than_declared_is_refused(key, value, said):
         build_component(PARTS, {"NAME": "Loss", key: value})
 
 
+def test_text_for_a_float_is_refused_also_where_no_type_is_declared():
+    registry = Registry("PART")
+
+    @registry.register()
+    def user_loss(loss_weight=1.0):
+        return loss_weight
+
+    assert build_component(registry, {"NAME": "user_loss", "LOSS_WEIGHT": 2}) == 2.0
+    with pytest.raises(ConfigTypeError, match="user_loss takes LOSS_WEIGHT as float; got 'x'"):
+        build_component(registry, {"NAME": "user_loss", "LOSS_WEIGHT": "x"})
+
+
 def test_types_that_are_not_single_are_left_to_the_part():
     registry = Registry("PART")
 

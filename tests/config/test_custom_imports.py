@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from detlib.config import get_cfg, import_custom_modules
+from detlib.config.origins import places
 from detlib.utils.errors import ConfigError, ConfigTypeError, CustomImportError
 
 MODULE = """
@@ -221,6 +222,7 @@ def test_command_line_and_further_files_add_to_the_imports(write):
     cfg.merge_from_file(write("b.yaml", "_BASE_: two.yaml"))
     cfg.merge_from_list(["CUSTOM_IMPORTS.IMPORTS", "json"])
     assert [name.rpartition("/")[2] for name in cfg.CUSTOM_IMPORTS.IMPORTS] == ["one.py", "two.py", "json"]
+    assert places(cfg.CUSTOM_IMPORTS)["IMPORTS"].endswith("two.yaml:1, command line")
 
 
 def test_command_line_refuses_what_is_no_list():
