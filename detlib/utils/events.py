@@ -329,7 +329,7 @@ class TensorboardXWriter(EventWriter):
 
 
 class CommonMetricPrinter(EventWriter):
-    """Logs the line that one watches: time left, iteration, losses, speed, learning rate and memory.
+    """Logs the line that one watches: time left, iteration, losses and accuracies, speed, learning rate and memory.
 
     Args:
         max_iter: Number of iterations of the run, for the time left.
@@ -351,7 +351,7 @@ class CommonMetricPrinter(EventWriter):
         parts = [
             f"eta: {eta}" if eta else "",
             f"iter: {storage.iter}",
-            *(f"{name}: {self._median(storage, name):.4g}" for name in storage.histories() if "loss" in name),
+            *(f"{name}: {self._median(storage, name):.4g}" for name in storage.histories() if _is_watched(name)),
             *self._times(storage),
             f"lr: {storage.history('lr').latest():.5g}" if "lr" in storage.histories() else "",
             f"max_mem: {torch.cuda.max_memory_allocated() / 2**20:.0f}M" if torch.cuda.is_available() else "",
@@ -383,3 +383,8 @@ class CommonMetricPrinter(EventWriter):
         else:
             return ""
         return str(datetime.timedelta(seconds=int(seconds)))
+
+
+def _is_watched(name: str) -> bool:
+    """Whether a scalar is a loss or the accuracy of a classifier."""
+    return "loss" in name or name.endswith("_acc")

@@ -184,7 +184,9 @@ def test_printed_line_tells_eta_losses_times_and_rate(caplog):
     printer = CommonMetricPrinter(max_iter=101, window_size=20)
     with EventStorage(0) as storage, caplog.at_level(logging.INFO):
         for _ in range(3):
-            storage.put_scalars(total_loss=1.25, loss_cls=torch.tensor(1.0), num_fg=3, time=2.0, data_time=0.5)
+            storage.put_scalars(
+                total_loss=1.25, loss_cls=torch.tensor(1.0), top1_acc=50.0, num_fg=3, time=2.0, data_time=0.5
+            )
             storage.put_scalar("lr", 0.01, smoothing_hint=False)
             storage.step()
         storage.iter = 2
@@ -196,6 +198,7 @@ def test_printed_line_tells_eta_losses_times_and_rate(caplog):
         "iter: 2",
         "total_loss: 1.25",
         "loss_cls: 1",
+        "top1_acc: 50",
         "time: 2.0000",
         "last_time: 2.0000",
         "data_time: 0.5000",
