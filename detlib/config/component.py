@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from detlib.config.values import plain
-from detlib.utils.errors import ConfigError, ConfigTypeError
+from detlib.utils.errors import ConfigError, ConfigTypeError, UnknownNameError
 from detlib.utils.registry import Registry
 
 __all__ = ["build_component"]
@@ -40,7 +40,10 @@ def build_component(registry: Registry, node: Any, **defaults: Any) -> Any:
         return node
     if not node.get("NAME"):
         raise ConfigError(f"{where} needs a NAME; it has {', '.join(map(str, node)) or 'nothing'}")
-    target = registry.get(node["NAME"])
+    try:
+        target = registry.get(node["NAME"])
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{where}: {error}") from None
     arguments = {str(key).lower(): plain(value) for key, value in node.items() if key != "NAME"}
     if len(arguments) < len(node) - 1:
         raise ConfigError(f"{where} has a key twice, in capitals and in small letters: {', '.join(map(str, node))}")

@@ -233,3 +233,10 @@ def test_part_may_be_set_to_itself():
     cfg.MODEL.NECK = {"NAME": "Neck", "DEEP": {"A": 1}}
     cfg.MODEL.NECK = cfg.MODEL.NECK
     assert cfg.MODEL.NECK == {"NAME": "Neck", "DEEP": {"A": 1}}
+
+
+def test_unknown_name_of_a_node_tells_where_it_stands():
+    cfg = get_cfg()
+    cfg.MODEL.RETINANET.LOSS_BBOX = {"NAME": "Los"}
+    with pytest.raises(UnknownNameError, match=r"^MODEL.RETINANET.LOSS_BBOX: PART has no 'Los'; did you mean 'Loss'"):
+        build_component(PARTS, cfg.MODEL.RETINANET.LOSS_BBOX)
