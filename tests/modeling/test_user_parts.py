@@ -259,19 +259,18 @@ MODEL:
     assert type(model.roi_heads.box_pooler).__name__ == "FinestMapOnly"
 
 
-@pytest.mark.parametrize(
-    ("section", "node"),
-    [("RETINANET", {"NAME": "L1Loss"}), ("RETINANET", {"NAME": "IoULoss"}), ("RETINANET", {"NAME": "GHMR"})],
-)
-def test_box_losses_of_the_library_train_a_retinanet(tiny_cfg, sample, section, node):
-    tiny_cfg.MODEL[section].LOSS_BBOX = node
-    losses_and_gradients(tiny_cfg, sample)
+@pytest.mark.parametrize("name", ["L1Loss", "IoULoss", "GHMR"])
+def test_box_losses_of_the_library_train_a_retinanet(tiny_cfg, sample, name):
+    tiny_cfg.MODEL.RETINANET.LOSS_BBOX = {"NAME": name}
+    model, losses = losses_and_gradients(tiny_cfg, sample)
+    assert type(model.loss_bbox).__name__ == name and losses["loss_box_reg"] > 0
 
 
 @pytest.mark.parametrize("name", ["GHMC", "FocalLoss", "CrossEntropyLoss"])
 def test_class_losses_of_the_library_train_a_retinanet(tiny_cfg, sample, name):
     tiny_cfg.MODEL.RETINANET.LOSS_CLS = {"NAME": name, **({"USE_SIGMOID": True} if name != "GHMC" else {})}
-    losses_and_gradients(tiny_cfg, sample)
+    model, losses = losses_and_gradients(tiny_cfg, sample)
+    assert type(model.loss_cls).__name__ == name and losses["loss_cls"] > 0
 
 
 def test_sigmoid_class_loss_in_an_rcnn_scores_by_sigmoid(tiny_rcnn_cfg, sample):

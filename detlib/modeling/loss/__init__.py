@@ -14,7 +14,7 @@ from detlib.modeling.loss.regression import (
     SmoothL1Loss,
     l1_loss,
 )
-from detlib.modeling.loss.weighted import reduce_loss, weight_reduce_loss, weighted_loss
+from detlib.modeling.loss.weighted import WeightedLoss, reduce_loss, weight_reduce_loss, weighted_loss
 
 __all__ = [
     "GHMC",
@@ -32,6 +32,7 @@ __all__ = [
     "LabelSmoothLoss",
     "MSELoss",
     "SmoothL1Loss",
+    "WeightedLoss",
     "build_loss",
     "check_losses",
     "l1_loss",

@@ -184,7 +184,9 @@ def test_all_parts_of_a_user_together(build):
         "{BACKBONE: {NAME: MyResNet, DEPTH: 18}, NECK: {NAME: MyAveragePooling},"
         " CLASSIFIER: {HEAD: {NAME: MyLinearHead, LOSS: {NAME: MyL1Loss, LOSS_WEIGHT: 1.0}}}}"
     )
-    train_and_predict(model, score=[1.0, 0.0, 0.0])
+    assert train_and_predict(model, score=[1.0, 0.0, 0.0]) > 0
+    parts = [model.backbone, model.neck, model.head, model.head.loss_module]
+    assert [type(part).__name__ for part in parts] == ["MyResNet", "MyAveragePooling", "MyLinearHead", "MyL1Loss"]
 
 
 def test_argument_that_the_part_of_a_user_does_not_take_is_named(build):
