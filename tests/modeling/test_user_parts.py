@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detlib.config import get_cfg
-from detlib.modeling import build_model
+from detlib.modeling import build_loss, build_model
 from detlib.modeling.backbone import build_bottom_up
 from detlib.utils.errors import ConfigError, ConfigTypeError
 
@@ -225,6 +225,16 @@ def test_box_loss_of_a_user_in_retinanet_is_weighted(config, tiny_cfg, sample):
     torch.testing.assert_close(losses["loss_box_reg"], 2 * once["loss_box_reg"])
     torch.testing.assert_close(once["loss_box_reg"], plain["loss_box_reg"])
     torch.testing.assert_close(losses["loss_cls"], plain["loss_cls"])
+
+
+def test_loss_of_a_user_has_the_numbers_of_its_weights_and_reductions(config, tiny_cfg):
+    cfg = config(tiny_cfg, {"my_loss": LOSS}, "MODEL: {RETINANET: {LOSS_BBOX: {NAME: MyLoss, LOSS_WEIGHT: 2}}}")
+    loss = build_loss(cfg.MODEL.RETINANET.LOSS_BBOX)
+    pred, target = torch.tensor([0.0, 2.0, 3.0]), torch.ones(3)
+    assert type(loss.loss_weight) is float  # As its default is one.
+    assert loss(pred, target).item() == pytest.approx(2 * 4 / 3)
+    assert loss(pred, target, torch.tensor([1.0, 0.0, 1.0]), avg_factor=2).item() == 3.0
+    assert loss(pred, target, reduction_override="none").tolist() == [2.0, 2.0, 4.0]
 
 
 def test_losses_of_a_user_in_fcos(config, tiny_cfg, sample):

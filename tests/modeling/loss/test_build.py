@@ -1,10 +1,8 @@
-import importlib
-
 import pytest
 import torch
 from torch import nn
 
-from detlib.modeling.loss import LOSS_REGISTRY, L1Loss, SmoothL1Loss, build_loss
+from detlib.modeling.loss import L1Loss, SmoothL1Loss, build_loss
 from detlib.utils.errors import ConfigTypeError, UnknownNameError
 
 NAMES = [
@@ -26,40 +24,6 @@ NAMES = [
 CLASS_LOSSES = ["AsymmetricLoss", "CrossEntropyLoss", "FocalLoss", "GHMC", "LabelSmoothLoss"]
 BOX_LOSSES = ["CIoULoss", "DIoULoss", "GIoULoss", "IoULoss"]
 
-MY_LOSS = """
-import torch
-from torch import nn
-
-from detlib.modeling.loss import LOSS_REGISTRY, weighted_loss
-
-
-@weighted_loss
-def my_loss(pred, target):
-    assert pred.size() == target.size() and target.numel() > 0
-    return torch.abs(pred - target)
-
-
-@LOSS_REGISTRY.register()
-class MyLoss(nn.Module):
-    def __init__(self, reduction="mean", loss_weight=1.0):
-        super().__init__()
-        self.reduction = reduction
-        self.loss_weight = loss_weight
-
-    def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None):
-        assert reduction_override in (None, "none", "mean", "sum")
-        reduction = reduction_override if reduction_override else self.reduction
-        return self.loss_weight * my_loss(pred, target, weight, reduction=reduction, avg_factor=avg_factor)
-"""
-
-
-@pytest.fixture
-def my_loss_module(tmp_path, monkeypatch):
-    (tmp_path / "my_loss_of_a_user.py").write_text(MY_LOSS, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    yield importlib.import_module("my_loss_of_a_user")
-    LOSS_REGISTRY._obj_map.pop("MyLoss")
-
 
 def example_inputs(name):
     """Scores and labels for a class loss, else boxes; those of two samples."""
@@ -73,16 +37,6 @@ def empty_inputs(name):
     if name in CLASS_LOSSES:
         return torch.zeros(0, 3, requires_grad=True), torch.zeros(0, dtype=torch.int64)
     return torch.zeros(0, 4, requires_grad=True), torch.zeros(0, 4)
-
-
-def test_own_loss_is_built_by_name_with_an_integer_as_weight(my_loss_module):
-    loss = build_loss({"NAME": "MyLoss", "LOSS_WEIGHT": 2})
-    pred, target = torch.tensor([0.0, 2.0, 3.0]), torch.ones(3)
-    assert isinstance(loss, my_loss_module.MyLoss)
-    assert type(loss.loss_weight) is float
-    assert loss(pred, target).item() == pytest.approx(2 * 4 / 3)
-    assert loss(pred, target, torch.tensor([1.0, 0.0, 1.0]), avg_factor=2).item() == 3.0
-    assert loss(pred, target, reduction_override="none").tolist() == [2.0, 2.0, 4.0]
 
 
 def test_arguments_of_a_node_reach_the_loss():
