@@ -9,7 +9,7 @@ from detlib.config.values import plain
 from detlib.utils.errors import ConfigError, ConfigTypeError, UnknownNameError
 from detlib.utils.registry import Registry
 
-__all__ = ["build_component"]
+__all__ = ["build_component", "fit_arguments", "takes"]
 
 
 def build_component(registry: Registry, node: Any, **defaults: Any) -> Any:
@@ -47,17 +47,44 @@ def build_component(registry: Registry, node: Any, **defaults: Any) -> Any:
     arguments = {str(key).lower(): plain(value) for key, value in node.items() if key != "NAME"}
     if len(arguments) < len(node) - 1:
         raise ConfigError(f"{where} has a key twice, in capitals and in small letters: {', '.join(map(str, node))}")
+    try:
+        arguments = fit_arguments(target, arguments, defaults)
+    except ConfigTypeError as error:
+        advice = " If a base config has set the key for another NAME, add _DELETE_: true to the node."
+        raise ConfigTypeError(f"{where}: {node['NAME']} {error}{advice if 'takes no' in str(error) else ''}") from None
+    return target(**arguments)
+
+
+def fit_arguments(
+    target: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    offers: Mapping[str, Any],
+    spell: Callable[[str], str] = str.upper,
+) -> dict[str, Any]:
+    """The arguments of a call: those given, those of the offers that it takes, and a float where a whole number stands.
+
+    Args:
+        spell: from the name of an argument to how it is written in the config, for errors.
+
+    Raises:
+        ConfigTypeError: what is called takes no such argument, or not such a value, or needs one that is missing. The
+            message goes on from the name of what is called.
+    """
     parameters, takes_any = _parameters(target)
-    own = inspect.signature(target).parameters
-    offered = {name: value for name, value in defaults.items() if name in parameters and name not in arguments}
+    offered = {name: value for name, value in offers.items() if name in parameters and name not in arguments}
     problem = (
-        _unknown(arguments, parameters, takes_any)
-        or _missing({**offered, **arguments}, own)
-        or _unfit(arguments, parameters)
+        _unknown(arguments, parameters, takes_any, spell)
+        or _missing({**offered, **arguments}, inspect.signature(target).parameters, spell)
+        or _unfit(arguments, parameters, spell)
     )
     if problem:
-        raise ConfigTypeError(f"{where}: {node['NAME']} {problem}")
-    return target(**offered, **{name: _as_float(value, parameters.get(name)) for name, value in arguments.items()})
+        raise ConfigTypeError(problem)
+    return {**offered, **{name: _as_float(value, parameters.get(name)) for name, value in arguments.items()}}
+
+
+def takes(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The arguments of a call by name."""
+    return _parameters(target)[0]
 
 
 def _parameters(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
@@ -80,27 +107,30 @@ def _constructors(cls: type) -> list[Callable[..., Any]]:
     return [base.__init__ for base in cls.__mro__ if "__init__" in vars(base) and base is not object]
 
 
-def _unknown(arguments: Mapping[str, Any], parameters: Mapping[str, Any], takes_any: bool) -> str:
+def _unknown(
+    arguments: Mapping[str, Any], parameters: Mapping[str, Any], takes_any: bool, spell: Callable[[str], str]
+) -> str:
     unknown = [name for name in arguments if name not in parameters]
     if not unknown or takes_any:
         return ""
     close = difflib.get_close_matches(unknown[0], parameters, n=1)
-    hint = f"did you mean {close[0].upper()}? It" if close else "it"
-    takes = ", ".join(name.upper() for name in parameters) or "nothing"
-    return (
-        f"takes no {', '.join(name.upper() for name in unknown)}; {hint} takes {takes}. "
-        f"If a base config has set the key for another NAME, add _DELETE_: true to the node."
-    )
+    hint = f"did you mean {spell(close[0])}? It" if close else "it"
+    known = ", ".join(map(spell, parameters)) or "nothing"
+    return f"takes no {', '.join(map(spell, unknown))}; {hint} takes {known}."
 
 
-def _missing(arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> str:
+def _missing(
+    arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], spell: Callable[[str], str]
+) -> str:
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [name for name, p in parameters.items() if p.default is p.empty and p.kind not in variable]
-    missing = [name.upper() for name in needed if name not in arguments]
+    missing = [spell(name) for name in needed if name not in arguments]
     return f"needs {', '.join(missing)}, and the node does not give it" if missing else ""
 
 
-def _unfit(arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> str:
+def _unfit(
+    arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], spell: Callable[[str], str]
+) -> str:
     """Plain types are compared, as `LOSS_WEIGHT: two` would fail far from here, or never."""
     for name, value in arguments.items():
         parameter = parameters.get(name)
@@ -109,7 +139,7 @@ def _unfit(arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parame
             expected = float if parameter.annotation is parameter.empty else None
         fits = type(value) in (expected, int if expected is float else expected)
         if expected is not None and not fits:
-            return f"takes {name.upper()} as {expected.__name__}; got {value!r}"
+            return f"takes {spell(name)} as {expected.__name__}; got {value!r}"
     return ""
 
 

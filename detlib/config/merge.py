@@ -9,7 +9,7 @@ from typing import Any
 
 from detlib.config.origins import CODE, places
 from detlib.config.safe_yaml import LocatedDict
-from detlib.config.values import decode, plain
+from detlib.config.values import decode, holds_mappings
 from detlib.utils.errors import ConfigError, ConfigKeyError
 
 __all__ = ["DELETE", "deletes", "is_items", "overlay", "refuse_markers", "set_items", "take_delete_markers"]
@@ -86,7 +86,7 @@ def _overlay_value(base: Any, tree: LocatedDict, name: str, place: str, base_pla
     items = decode(base, None)  # Tuples are written as text.
     if isinstance(items, list | tuple) and is_items(tree):
         return set_items(items, tree, name, place)
-    if tree.deletes:
+    if tree.deletes or holds_mappings(items):
         return tree
     raise ConfigError(f"{place}: {name} is a section here but a value at {base_place}")
 
@@ -111,13 +111,15 @@ def set_items(items: list | tuple, changes: Mapping[Any, Any], key: str, place: 
             raise ConfigKeyError(f"{place}: {key} has {len(result)} items, numbered from 0; there is no {index} to set")
         current = result[int(index)]
         joins = isinstance(change, Mapping) and isinstance(current, Mapping) and not deletes(change)
-        result[int(index)] = _joined(current, change) if joins else plain(change)
+        result[int(index)] = _joined(current, change) if joins else change
     return type(items)(result)
 
 
-def _joined(current: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(current)
+def _joined(current: Mapping[str, Any], change: Mapping[str, Any]) -> LocatedDict:
+    result = LocatedDict()
+    result.update(current)
+    places(result).update({**places(current), **places(change)})
     for name, value in change.items():
         joins = isinstance(value, Mapping) and isinstance(result.get(name), Mapping) and not deletes(value)
-        result[name] = _joined(result[name], value) if joins else plain(value)
+        result[name] = _joined(result[name], value) if joins else value
     return result

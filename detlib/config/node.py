@@ -22,7 +22,7 @@ from detlib.config.custom_imports import (
 )
 from detlib.config.defaults import DEFAULTS, Part
 from detlib.config.merge import DELETE, deletes, is_items, overlay, refuse_markers, set_items, take_delete_markers
-from detlib.config.origins import CODE, COMMAND_LINE, added_by_code, places
+from detlib.config.origins import CODE, COMMAND_LINE, added_by_code, places, put_places
 from detlib.config.safe_yaml import LocatedDict
 from detlib.config.suggest import all_keys, did_you_mean, misplaced
 from detlib.config.values import adapt, check_type, decode, override, plain, to_yaml
@@ -209,6 +209,8 @@ class CfgNode(_CfgNode):
         else:
             self._refuse_unless_deprecated(key, COMMAND_LINE)
             return
+        if path:
+            places(section)[".".join((name, *path))] = COMMAND_LINE
         places(section)[name] = COMMAND_LINE
 
     def _merge_root(self, tree: Mapping[str, Any]) -> None:
@@ -231,7 +233,8 @@ class CfgNode(_CfgNode):
     def _merge_value(self, name: str, given: Any, root: "CfgNode", key: str, place: str) -> None:
         current, is_part = self.get(name), self.__dict__["_is_part"]
         if isinstance(given, Mapping) and isinstance(current, list | tuple) and is_items(given):
-            given = set_items(current, given, key, place)
+            self._merge_items(name, given, key, place)
+            return
         if isinstance(given, Mapping) and (name not in self or (is_part and not isinstance(current, CfgNode))):
             current = type(self)(new_allowed=True)
             current.__dict__["_section"] = key if is_part else None
@@ -246,7 +249,13 @@ class CfgNode(_CfgNode):
         # What a part takes is known where it is built.
         expected = None if is_part and not isinstance(current, CfgNode) else current
         self[name] = check_type(decode(plain(given), current), expected, key, place)
-        places(self)[name] = place
+        put_places(self, name, [given] if isinstance(given, Mapping) else given, place)
+
+    def _merge_items(self, name: str, changes: Mapping[Any, Any], key: str, place: str) -> None:
+        items, before = set_items(self[name], changes, key, place), dict(places(self))
+        self[name] = plain(items)
+        put_places(self, name, items, place)
+        places(self).update({inner: old for inner, old in before.items() if inner not in places(self)})
 
     def _forget(self, places_of_tree: Mapping[str, str], key: str) -> None:
         """Bring a section back to what detlib sets; one that takes any key becomes empty."""
@@ -327,7 +336,7 @@ class CfgNode(_CfgNode):
             if meant:
                 _logger.warning(f"{key} is a new option that nothing reads yet; did you mean {meant}?")
         super().__setattr__(name, val)
-        places(self)[name] = CODE
+        put_places(self, name, val, CODE)
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """Return the config as YAML that reads back to an equal one; arguments are those of `yaml.dump`."""

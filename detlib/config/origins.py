@@ -7,7 +7,16 @@ import yaml
 
 from detlib.config.values import to_yaml
 
-__all__ = ["CODE", "COMMAND_LINE", "DEFAULT", "added_by_code", "format_with_origins", "places"]
+__all__ = [
+    "CODE",
+    "COMMAND_LINE",
+    "DEFAULT",
+    "added_by_code",
+    "format_with_origins",
+    "place_of",
+    "places",
+    "put_places",
+]
 
 COMMAND_LINE = "command line"
 CODE = "code"
@@ -19,6 +28,38 @@ _COMMENT_COLUMN = 60
 def places(mapping: Mapping[str, Any]) -> dict[str, str]:
     """Origins of the keys of a `CfgNode` or of a mapping read from a file; to be changed in place."""
     return getattr(mapping, "__dict__", {}).get("_places", {})
+
+
+def put_places(section: Mapping[str, Any], key: str, value: Any, place: str) -> None:
+    """Note where a value of a section is from and, if it is a list, the mappings in it: as `key.<number>.<key>`."""
+    known = places(section)
+    for old in [name for name in known if name.startswith(f"{key}.")]:
+        del known[old]
+    known[key] = place
+    known.update(_inner_places(key, value))
+
+
+def _inner_places(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, place in places(value).items():
+            if name in value:
+                yield f"{key}.{name}", place
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, part in items:
+        yield from _inner_places(f"{key}.{name}", part)
+
+
+def place_of(section: Mapping[str, Any], key: str, *path: str | int) -> str:
+    """Where a part of a value is from; a mapping in a list, where the first of its keys is from."""
+    known = places(section)
+    for end in range(len(path), -1, -1):
+        name = ".".join((key, *map(str, path[:end])))
+        if name in known:
+            return known[name]
+        inner = [place for inner, place in known.items() if inner.startswith(f"{name}.")]
+        if inner and end:
+            return inner[0]
+    return DEFAULT
 
 
 def added_by_code(section: Mapping[str, Any]) -> set[str]:

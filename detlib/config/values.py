@@ -10,7 +10,7 @@ from yacs.config import CfgNode as _CfgNode
 
 from detlib.utils.errors import ConfigError, ConfigKeyError
 
-__all__ = ["adapt", "check_type", "decode", "override", "plain", "to_yaml"]
+__all__ = ["adapt", "check_type", "decode", "holds_mappings", "override", "plain", "to_yaml"]
 
 _NOT_A_LITERAL = object()
 
@@ -46,7 +46,7 @@ def decode(given: Any, current: Any) -> Any:
 def check_type(value: Any, current: Any, key: str, place: str = "") -> Any:
     """Return `value` in the type of `current`.
 
-    An int may stand for a float, lists and tuples for each other, None for anything.
+    An int may stand for a float, lists and tuples for each other, a mapping for a list of one, None for anything.
 
     Args:
         place: Where the value was set, for the error.
@@ -68,7 +68,14 @@ def check_type(value: Any, current: Any, key: str, place: str = "") -> Any:
         return float(value)
     if isinstance(value, list | tuple) and isinstance(current, list | tuple):
         return type(current)(value)
+    if isinstance(value, Mapping) and holds_mappings(current):
+        return [value]
     raise ConfigError(f"{head} expects {_name_type(current)}, as in {current!r}; got {_describe(value)}")
+
+
+def holds_mappings(value: Any) -> bool:
+    """Whether an option is a list of mappings, or of what is not known yet."""
+    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
 
 
 def adapt(value: Any, current: Any, key: str) -> Any:

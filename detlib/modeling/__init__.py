@@ -36,6 +36,7 @@ from detlib.modeling.meta_arch import (
     DenseDetector,
     GeneralizedRCNN,
     ImageClassifier,
+    ModuleGraph,
     PanopticFPN,
     ProposalNetwork,
     RetinaNet,
@@ -43,6 +44,7 @@ from detlib.modeling.meta_arch import (
     build_model,
     build_sem_seg_head,
 )
+from detlib.modeling.module_zoo import MODULE_ZOO_REGISTRY, Wires
 from detlib.modeling.neck import NECK_REGISTRY, PAFPN, BiFPN, GlobalAveragePooling, build_neck
 from detlib.modeling.postprocessing import detector_postprocess
 from detlib.modeling.proposal_generator import (
@@ -84,6 +86,7 @@ __all__ = [
     "LOSS_REGISTRY",
     "MEMORY_REGISTRY",
     "META_ARCH_REGISTRY",
+    "MODULE_ZOO_REGISTRY",
     "NECK_REGISTRY",
     "PAFPN",
     "PROPOSAL_GENERATOR_REGISTRY",
@@ -110,6 +113,7 @@ __all__ = [
     "MViT",
     "MobileNet",
     "MobileNetV2",
+    "ModuleGraph",
     "MultiLabelLinearClsHead",
     "PanopticFPN",
     "ProposalNetwork",
@@ -126,6 +130,7 @@ __all__ = [
     "TimmBackbone",
     "TorchvisionBackbone",
     "ViT",
+    "Wires",
     "build_anchor_generator",
     "build_backbone",
     "build_bottom_up",

@@ -9,6 +9,7 @@ __all__ = [
     "ConfigAssertionError",
     "ConfigError",
     "ConfigKeyError",
+    "ConfigRuntimeError",
     "ConfigTypeError",
     "CustomImportError",
     "DatasetError",
@@ -44,6 +45,12 @@ class ConfigKeyError(ConfigError, KeyError, AttributeError):
     __str__ = DetlibError.__str__
 
 
+class ConfigRuntimeError(ConfigError, RuntimeError):
+    """A model that a config describes does not do what it must."""
+
+    __str__ = DetlibError.__str__
+
+
 class ConfigTypeError(ConfigError, TypeError):
     """A value of a config is of a wrong type, or no argument of the part that it is given to."""
 
@@ -56,8 +63,10 @@ class CustomImportError(ConfigError, ImportError):
     __str__ = DetlibError.__str__
 
 
-class DuplicateNameError(DetlibError, AssertionError):
+class DuplicateNameError(DetlibError, AssertionError, KeyError):
     """A registry has an entry of that name already."""
+
+    __str__ = DetlibError.__str__
 
 
 class UnknownNameError(DetlibError, KeyError):

@@ -21,18 +21,22 @@ class Registry(_Registry):
     >>> @LOSS_REGISTRY.register("my")  # by another name
     ... class MyLoss(nn.Module): ...
     >>> LOSS_REGISTRY.register(MyLoss)
+    >>> LOSS_REGISTRY.register("my", MyLoss)
     """
 
-    def register(self, obj: Any = None, *, name: str | None = None) -> Any:
+    def register(self, obj: Any = None, target: Any = None, *, name: str | None = None) -> Any:
         """Register an object, or decorate one.
 
         Args:
-            obj: the object; as a decorator nothing, or the name.
+            obj: the object; or the name, of ``target`` or, as a decorator, of what follows; by default its own.
+            target: the object, after its name.
             name: by default that of the object.
 
         Raises:
             DuplicateNameError: the name is taken.
         """
+        if isinstance(obj, str) and target is not None:
+            name, obj = obj, target
         if obj is None or isinstance(obj, str):
             return self._decorator(name or obj)
         self._do_register(name or obj.__name__, obj)

@@ -1,4 +1,4 @@
-"""How a default says that a section names a part."""
+"""How a default says that a section takes any key."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ __all__ = ["Part"]
 
 
 class Part(dict[str, Any]):
-    """A section that names an object and its arguments, `{NAME: X, ...}`, and therefore takes any key.
+    """A section that takes any key, as it names an object and its arguments, `{NAME: X, ...}`.
 
     `detlib.config.build_component` builds the object.
     """

@@ -16,6 +16,19 @@ CLASSIFIER = {
     "BATCH_AUGMENT_PROBS": [],
 }
 
+MODULE_GRAPH = {
+    # The nodes in the order in which they run: {name: X, type: X, prev: X, kwargs: {...}, ...}; all keys are in
+    # docs/tutorials/module_graphs.md.
+    "NET": [],
+    # Changes of single kwargs, for child configs and the command line: {name of a node: {argument: value}}.
+    "OVERRIDES": Part(),
+    # What samples bring that nodes take, beyond images and the usual labels.
+    "INPUTS": [],
+    # What predictions have; empty for all that nodes give but features and losses.
+    "OUTPUTS": [],
+}
+
 REPRESENTATION: dict[str, Any] = {
+    "MODULE_GRAPH": MODULE_GRAPH,
     "CLASSIFIER": CLASSIFIER,
 }

@@ -15,7 +15,9 @@ from detlib.config import CfgNode
 from detlib.layers import Conv2d, ShapeSpec, get_norm
 from detlib.modeling.backbone.backbone import Backbone
 from detlib.modeling.backbone.build import BACKBONE_REGISTRY
+from detlib.modeling.backbone.given_features import GivenFeatures
 from detlib.modeling.backbone.resnet import build_resnet_backbone
+from detlib.modeling.neck.build import NECK_REGISTRY
 from detlib.utils.errors import ConfigError
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "LastLevelP6P7",
     "build_fcos_resnet_fpn_backbone",
     "build_fpn",
+    "build_fpn_neck",
     "build_resnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone",
     "build_top_block",
@@ -202,19 +205,48 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None = N
     )
 
 
+@NECK_REGISTRY.register("FPN")
+def build_fpn_neck(
+    input_shape: dict[str, ShapeSpec],
+    in_features: list[str] | None = None,
+    out_channels: int = 256,
+    norm: str | Callable = "",
+    top_block: str = "",
+    top_block_in_feature: str = "",
+    fuse_type: str = "sum",
+) -> FPN:
+    """The pyramid on feature maps rather than on a backbone; arguments not named here are those of :class:`FPN`.
+
+    Args:
+        input_shape: of the maps, by name.
+        in_features: None for all maps.
+        top_block: LastLevelMaxPool, LastLevelP6P7 or "" for none.
+        top_block_in_feature: what LastLevelP6P7 builds on: an input map, or a level such as p5; "" for the coarsest
+            input map.
+    """
+    in_features = list(input_shape) if in_features is None else in_features
+    in_feature = top_block_in_feature or (in_features[-1] if in_features else "")
+    in_channels = input_shape[in_feature].channels if in_feature in input_shape else out_channels
+    block = _top_block(top_block, in_channels, out_channels, in_feature)
+    return FPN(GivenFeatures(input_shape), in_features, out_channels, norm, block, fuse_type)
+
+
 def build_top_block(cfg: CfgNode, in_channels: int, in_feature: str) -> nn.Module | None:
     """What ``cfg.MODEL.FPN.TOP_BLOCK`` names.
 
     Args:
         in_channels: of ``in_feature``, the deepest map, on which LastLevelP6P7 builds.
     """
-    name = cfg.MODEL.FPN.TOP_BLOCK
+    return _top_block(cfg.MODEL.FPN.TOP_BLOCK, in_channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature)
+
+
+def _top_block(name: str, in_channels: int, out_channels: int, in_feature: str) -> nn.Module | None:
     if name == "":
         return None
     if name == "LastLevelMaxPool":
         return LastLevelMaxPool()
     if name == "LastLevelP6P7":
-        return LastLevelP6P7(in_channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature)
+        return LastLevelP6P7(in_channels, out_channels, in_feature)
     raise ConfigError(f"MODEL.FPN.TOP_BLOCK is {name!r}; it must be LastLevelMaxPool, LastLevelP6P7 or empty.")
 
 

@@ -4,6 +4,7 @@ from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY, build_model
 from detlib.modeling.meta_arch.dense_detector import DenseDetector
 from detlib.modeling.meta_arch.fcos import FCOS
 from detlib.modeling.meta_arch.image_classifier import ImageClassifier
+from detlib.modeling.meta_arch.module_graph import ModuleGraph
 from detlib.modeling.meta_arch.panoptic_fpn import PanopticFPN
 from detlib.modeling.meta_arch.rcnn import GeneralizedRCNN, ProposalNetwork
 from detlib.modeling.meta_arch.retinanet import RetinaNet
@@ -16,6 +17,7 @@ __all__ = [
     "DenseDetector",
     "GeneralizedRCNN",
     "ImageClassifier",
+    "ModuleGraph",
     "PanopticFPN",
     "ProposalNetwork",
     "RetinaNet",

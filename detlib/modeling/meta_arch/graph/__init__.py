@@ -1,0 +1,1 @@
+"""Building and running the nodes of a ModuleGraph."""

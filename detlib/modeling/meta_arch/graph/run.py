@@ -1,0 +1,145 @@
+"""Running the nodes of a module graph: what each sees of the dict, and whether it gives what it told."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from detlib.layers import ShapeSpec
+from detlib.modeling.meta_arch.graph.build import Shapes
+from detlib.modeling.meta_arch.graph.parts import FEATURES, Data
+from detlib.modeling.meta_arch.graph.wires import Node, join_features
+from detlib.utils.errors import ConfigError, ConfigKeyError, ConfigTypeError
+
+__all__ = ["GraphRun"]
+
+
+@dataclass
+class GraphRun:
+    """The way of one batch through the nodes.
+
+    Attributes:
+        data: all that is known, by name; entries of nodes are added to it.
+        givers: the node of each entry that a node has given, features apart.
+        maps: feature maps by name, of each node that gives some.
+        strides: of the maps, likewise.
+    """
+
+    data: Data
+    givers: dict[str, Node] = field(default_factory=dict)
+    maps: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    strides: dict[str, dict[str, int | None]] = field(default_factory=dict)
+
+    def run(self, node: Node, module: nn.Module) -> None:
+        """Run one node.
+
+        Raises:
+            ConfigKeyError: it takes an entry that is not there.
+            ConfigTypeError: it returns something else than a dict, or than it declares.
+            ConfigError: it gives what an earlier node has given.
+        """
+        view = self._view(node)
+        new = self._call(node, module, view)
+        self._take_features(node, new, view)
+        for key, value in new.items():
+            if key in self.givers:
+                other = self.givers[key]
+                raise ConfigError(
+                    f"{node} gives {key!r}, which {other.name!r} ({other.config.place}) has given already; rename it "
+                    f"in one of them, as rename: {{output: {{{key}: {node.name}_{key}}}}}"
+                )
+            self.givers[key] = node
+            self.data[key] = value
+
+    def _view(self, node: Node) -> Data:
+        """What the node sees: everything, but of the features those of its ``prev`` only, under its own names."""
+        view = dict(self.data)
+        sources = [name for name in node.config.prev if name in self.maps]
+        if sources:
+            maps = join_features({name: self.maps[name] for name in sources})
+            strides = join_features({name: self.strides[name] for name in sources})
+            view.update(features=list(maps.values()), strides=list(strides.values()), feature_dict=maps)
+        for outer, inner in node.config.rename_inputs.items():
+            if outer not in view:
+                raise ConfigKeyError(f"{node} renames {outer!r}, which is not there; there is {_names(view)}")
+            view[inner] = view.pop(outer)
+        return view
+
+    @staticmethod
+    def _call(node: Node, module: nn.Module, view: Data) -> Data:
+        """The new entries that the module gives, by their names in the graph."""
+        own = dict(view)  # The module may write into what it gets.
+        try:
+            returned = node.part.run(module, own, node.config)
+        except KeyError as error:
+            name = error.args[0] if len(error.args) == 1 else None
+            if not isinstance(name, str) or name in view or isinstance(error, ConfigKeyError):
+                raise
+            raise ConfigKeyError(f"{node} takes {name!r}, which is not there; there is {_names(view)}") from error
+        if not isinstance(returned, Mapping):
+            raise ConfigTypeError(
+                f"{node} returned {'nothing' if returned is None else f'a {type(returned).__name__}'}; a module must "
+                f"return a dict of new entries: does its forward() end with return?"
+            )
+        new = {key: value for key, value in returned.items() if key not in view or value is not view[key]}
+        _check_names(node, new, module.training)
+        return {node.config.rename_outputs.get(key, key): value for key, value in new.items()}
+
+    def _take_features(self, node: Node, new: Data, view: Data) -> None:
+        """Move features from the new entries to those of the node, in all three forms."""
+        given = {key: new.pop(key) for key in FEATURES if key in new}
+        if not given:
+            return
+        maps = given.get("feature_dict")
+        features = given.get("features", list(maps.values()) if maps is not None else view.get("features", []))
+        known = [shape.stride for shape in node.shape.values()]
+        told = known if len(known) == len(features) else [None] * len(features)
+        strides = given.get("strides", told if "strides" not in view or node.shape else view["strides"])
+        if len(features) != len(strides):
+            raise ConfigError(f"{node}: there are {len(features)} features, but {len(strides)} strides: {strides}")
+        names = list(node.shape) if len(node.shape) == len(features) else [f"f{i}" for i in range(len(features))]
+        maps = dict(zip(names, features)) if maps is None else maps
+        _check_features(node, maps, strides)
+        self.maps[node.name], self.strides[node.name] = maps, dict(zip(maps, strides))
+        self.data.update(features=list(features), strides=list(strides), feature_dict=maps)
+
+
+def _check_names(node: Node, new: Data, training: bool) -> None:
+    """Compare the names of what a module has returned with those that it declares."""
+    if node.wires is None:
+        return
+    declared, returned = node.wires.given(training), [key for key in new if key not in FEATURES]
+    missing = [name for name in declared if name not in FEATURES and "*" not in name and name not in new]
+    extra = [key for key in returned if not any(fnmatchcase(key, name) for name in declared)]
+    if missing or extra:
+        raise ConfigTypeError(
+            f"{node} declares that it gives {', '.join(declared) or 'nothing'} when "
+            f"{'training' if training else 'not training'}, but it returned {', '.join(new) or 'nothing'}"
+        )
+
+
+def _check_features(node: Node, maps: Mapping[str, Tensor], strides: list[int | None]) -> None:
+    """Compare feature maps with the shapes that the node tells."""
+    came = {name: ShapeSpec(channels=x.shape[1], stride=s) for (name, x), s in zip(maps.items(), strides)}
+    told = {name: ShapeSpec(channels=shape.channels, stride=shape.stride) for name, shape in node.shape.items()}
+    fits = came.keys() == told.keys() and all(
+        told[name].channels in (None, shape.channels)
+        and (None in (told[name].stride, shape.stride) or told[name].stride == shape.stride)
+        for name, shape in came.items()
+    )
+    if told and not fits:
+        raise ConfigTypeError(
+            f"{node} declares the features {_listed(told)} (its output_shape()), but it returned {_listed(came)}"
+        )
+
+
+def _listed(shapes: Shapes) -> str:
+    return ", ".join(
+        f"{name} of {shape.channels} channels" + (f" and stride {shape.stride}" if shape.stride else "")
+        for name, shape in shapes.items()
+    )
+
+
+def _names(view: Data) -> str:
+    return ", ".join(sorted(view))
