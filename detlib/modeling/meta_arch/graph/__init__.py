@@ -1,1 +1,3 @@
 """Building and running the nodes of a ModuleGraph."""
+
+__all__: list[str] = []
