@@ -278,7 +278,8 @@ class LRScheduler(HookBase):
     def get_best_param_group_id(optimizer: Optimizer) -> int:
         """Index of the group whose rate stands for all: the largest, or the first one with the most common rate."""
         groups = optimizer.param_groups
-        sizes = [len(group["params"]) for group in groups]
+        # Groups that are not to learn, as of a node with lr_factor: 0, say nothing about the others.
+        sizes = [len(group["params"]) if group.get("initial_lr", group["lr"]) > 0 else 0 for group in groups]
         if max(sizes) > 1:
             return sizes.index(max(sizes))
         rates = [group["lr"] for group in groups]

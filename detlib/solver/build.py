@@ -54,11 +54,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        lr_factor_func=_lr_factor_by_depth(cfg.SOLVER.LAYER_DECAY, model),
+        lr_factor_func=_lr_factor_of_modules(cfg.SOLVER.LAYER_DECAY, model),
         overrides={name: {"weight_decay": 0.0} for name in cfg.SOLVER.NO_WEIGHT_DECAY},
     )
     if not params:
-        raise ConfigError("the model has no trainable parameter; is MODEL.BACKBONE.FREEZE_AT too high?")
+        raise ConfigError(
+            "the model has no trainable parameter; is MODEL.BACKBONE.FREEZE_AT too high, or all of a graph frozen?"
+        )
     shared = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY, "foreach": True}
     name = cfg.SOLVER.OPTIMIZER
     if name == "SGD":
@@ -88,22 +90,28 @@ def get_default_optimizer_params(
         weight_decay_norm: decay of the weights and biases of normalisation layers.
         bias_lr_factor: factor of ``base_lr`` for parameters named "bias".
         weight_decay_bias: decay of parameters named "bias", also of those in normalisation layers.
-        lr_factor_func: full parameter name -> factor of ``base_lr``, for instance to let it fall with depth.
+        lr_factor_func: full parameter name -> factor of the rate, for instance to let it fall with depth.
         overrides: last part of a parameter's name -> options, such as ``{"pos_embed": {"weight_decay": 0}}``. They
             come after everything else.
     """
     defaults = _without_none(lr=base_lr, weight_decay=weight_decay)
-    overrides = _with_bias_options(overrides or {}, base_lr, bias_lr_factor, weight_decay_bias)
+    overrides = overrides or {}
+    bias_options = _bias_options(base_lr, bias_lr_factor, weight_decay_bias)
+    if bias_options and "bias" in overrides:
+        raise ValueError("give either overrides['bias'], or bias_lr_factor and weight_decay_bias")
     if lr_factor_func is not None and base_lr is None:
         raise ValueError("lr_factor_func multiplies base_lr, so base_lr must be given")
     groups = []
     for name, module, param in _trainable_parameters(model):
+        last_name = name.rsplit(".", 1)[-1]
         options = dict(defaults)
         if isinstance(module, NORM_LAYERS):
             options.update(_without_none(weight_decay=weight_decay_norm))
+        if last_name == "bias":
+            options.update(bias_options)
         if lr_factor_func is not None:
             options["lr"] *= lr_factor_func(name)
-        options.update(overrides.get(name.rsplit(".", 1)[-1], {}))
+        options.update(overrides.get(last_name, {}))
         groups.append({"params": [param], **options})
     return reduce_param_groups(groups)
 
@@ -238,40 +246,40 @@ def _trainable_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Module, nn
                 yield f"{prefix}.{name}" if prefix else name, module, param
 
 
-def _lr_factor_by_depth(decay: float, model: nn.Module) -> Callable[[str], float] | None:
-    """Full parameter name -> factor of the learning rate, as modules with a method ``lr_factor(name, decay)`` say."""
-    if decay == 1.0:
-        return None
-    graded = {f"{prefix}.".lstrip("."): m for prefix, m in model.named_modules() if hasattr(m, "lr_factor")}
-    if not graded:
+def _lr_factor_of_modules(decay: float, model: nn.Module) -> Callable[[str], float] | None:
+    """Full parameter name -> factor of the learning rate: the product of what the modules around it say.
+
+    A method ``lr_factor(name, decay)`` tells how deep a parameter lies; ``lr_factors`` are factors by prefix.
+    """
+    # Also in wrappers, such as DistributedDataParallel, which hide the attributes of the model.
+    modules = {f"{prefix}.".lstrip("."): module for prefix, module in model.named_modules()}
+    graded = {prefix: m for prefix, m in modules.items() if decay != 1.0 and hasattr(m, "lr_factor")}
+    fixed = {prefix + own: f for prefix, m in modules.items() for own, f in getattr(m, "lr_factors", {}).items()}
+    if decay != 1.0 and not graded:
         raise ConfigError(
             f"SOLVER.LAYER_DECAY is {decay}, but no part of this model says how deep its layers lie; a ViT backbone "
             "does. Set it to 1.0, or give a module a method lr_factor(name, decay)"
         )
+    if not graded and not fixed:
+        return None
 
     def factor(name: str) -> float:
-        for prefix, module in graded.items():
-            if name.startswith(prefix):
-                return module.lr_factor(name.removeprefix(prefix), decay)
-        return 1.0
+        prefix = next((prefix for prefix in graded if name.startswith(prefix)), None)
+        depth = 1.0 if prefix is None else graded[prefix].lr_factor(name.removeprefix(prefix), decay)
+        return depth * math.prod(f for prefix, f in fixed.items() if name.startswith(prefix))
 
     return factor
 
 
-def _with_bias_options(
-    overrides: dict[str, dict[str, float]],
-    base_lr: float | None,
-    bias_lr_factor: float | None,
-    weight_decay_bias: float | None,
-) -> dict[str, dict[str, float]]:
+def _bias_options(
+    base_lr: float | None, bias_lr_factor: float | None, weight_decay_bias: float | None
+) -> dict[str, float]:
     options = _without_none(weight_decay=weight_decay_bias)
     if bias_lr_factor is not None and bias_lr_factor != 1.0:
         if base_lr is None:
             raise ValueError("bias_lr_factor multiplies base_lr, so base_lr must be given")
         options["lr"] = base_lr * bias_lr_factor
-    if options and "bias" in overrides:
-        raise ValueError("give either overrides['bias'], or bias_lr_factor and weight_decay_bias")
-    return {**overrides, "bias": options} if options else overrides
+    return options
 
 
 def _without_none(**options: float | None) -> dict[str, float]:

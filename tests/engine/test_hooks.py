@@ -136,13 +136,14 @@ def test_lr_scheduler_resumes_the_schedule():
     assert [value for value, _ in storage.history("lr").values()] == pytest.approx([0.1, 0.1])
 
 
-def test_rate_of_the_largest_group_is_shown_else_the_most_common():
+def test_rate_of_the_largest_group_that_learns_is_shown_else_the_most_common():
     def best(*groups):
         params = [{"params": [torch.zeros(1) for _ in range(size)], "lr": lr} for size, lr in groups]
         return hooks.LRScheduler.get_best_param_group_id(torch.optim.SGD(params, lr=1.0))
 
     assert best((1, 0.1), (3, 0.2), (2, 0.3)) == 1
     assert best((1, 0.1), (1, 0.2), (1, 0.2)) == 1
+    assert best((2, 0.1), (9, 0.0)) == 0
 
 
 def test_eval_hook_evaluates_periodically_and_once_at_the_end():

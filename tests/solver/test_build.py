@@ -120,6 +120,78 @@ def test_layer_decay_asks_the_modules_that_know_their_depth(cfg):
     assert options["head.weight"]["lr"] == 8.0
 
 
+class Factored(nn.Module):
+    """Two parts, the first of which is to learn slowly."""
+
+    def __init__(self, factor=0.1):
+        super().__init__()
+        self.nodes = nn.ModuleDict({"body": Graded(), "head": nn.Linear(1, 1)})
+        self.lr_factors = {"nodes.body.": factor}
+
+
+def rates_of(model, optimizer):
+    return {name: options["lr"] for name, options in by_name(model, optimizer.param_groups).items()}
+
+
+def test_factor_of_a_part_multiplies_layer_decay_and_the_factor_of_biases(cfg):
+    cfg.merge_from_list(["SOLVER.LAYER_DECAY", 0.5, "SOLVER.BASE_LR", 8.0, "SOLVER.BIAS_LR_FACTOR", 2.0])
+    model = Factored(factor=0.25)
+    model.nodes["body"].layers[1].bias = nn.Parameter(torch.zeros(1))
+    assert rates_of(model, build_optimizer(cfg, model)) == {
+        "nodes.body.layers.0.weight": 8 * 0.25 * 0.5,
+        "nodes.body.layers.1.weight": 8 * 0.25,
+        "nodes.body.layers.1.bias": 8 * 2 * 0.25,
+        "nodes.head.weight": 8,
+        "nodes.head.bias": 8 * 2,
+    }
+
+
+def test_factor_of_a_part_leaves_weight_decay_alone(cfg):
+    cfg.merge_from_list(["SOLVER.WEIGHT_DECAY", 0.3, "SOLVER.WEIGHT_DECAY_BIAS", 0.2])
+    cfg.SOLVER.NO_WEIGHT_DECAY = ["weight"]
+    model = Factored()
+    options = by_name(model, build_optimizer(cfg, model).param_groups)
+    assert {name: values["weight_decay"] for name, values in options.items()} == {
+        "nodes.body.layers.0.weight": 0.0,
+        "nodes.body.layers.1.weight": 0.0,
+        "nodes.head.weight": 0.0,
+        "nodes.head.bias": 0.2,
+    }
+
+
+def test_factor_of_a_part_is_found_in_wrappers(cfg):
+    cfg.SOLVER.BASE_LR = 8.0
+    wrapped = nn.DataParallel(Factored(factor=0.25))
+    assert rates_of(wrapped, build_optimizer(cfg, wrapped))["module.nodes.body.layers.0.weight"] == 2.0
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_part_with_factor_0_stays_as_it_is(cfg, optimizer):
+    cfg.merge_from_list(["SOLVER.OPTIMIZER", optimizer, "SOLVER.BASE_LR", 1.0, "SOLVER.WEIGHT_DECAY", 0.1])
+    model = Factored(factor=0.0)
+    before = copy.deepcopy(model.state_dict())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    build_optimizer(cfg, model).step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"nodes.head.weight", "nodes.head.bias"}
+
+
+def test_schedule_keeps_the_ratio_of_the_rates(cfg):
+    cfg.merge_from_list(["SOLVER.BASE_LR", 1.0, "SOLVER.MAX_ITER", 4, "SOLVER.STEPS", (2,)])
+    cfg.merge_from_list(["SOLVER.WARMUP_ITERS", 2, "SOLVER.WARMUP_FACTOR", 0.5])
+    model = Factored(factor=0.25)
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    ratios = []
+    for _ in range(4):
+        rates = rates_of(model, optimizer)
+        ratios.append(rates["nodes.body.layers.0.weight"] / rates["nodes.head.weight"])
+        optimizer.step()
+        scheduler.step()
+    assert ratios == pytest.approx([0.25] * 4)
+
+
 def test_layer_decay_of_a_model_without_depth_is_refused(cfg, model):
     cfg.SOLVER.LAYER_DECAY = 0.5
     with pytest.raises(ConfigError, match=r"LAYER_DECAY is 0.5, but no part"):
