@@ -1,5 +1,6 @@
 """From names of datasets to loaders of batches."""
 
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Sequence
@@ -10,7 +11,14 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from detlib.config import CfgNode, configurable
 from detlib.data.catalog import DatasetCatalog, MetadataCatalog
-from detlib.data.common import AspectRatioGroupedDataset, DatasetFromList, MapDataset, ToIterableDataset
+from detlib.data.common import (
+    AspectRatioGroupedDataset,
+    DatasetFromList,
+    GroupedDataset,
+    MapDataset,
+    ToIterableDataset,
+    task_of,
+)
 from detlib.data.dataset_mapper import DatasetMapper
 from detlib.data.detection_utils import check_metadata_consistency
 from detlib.data.preparation import (
@@ -49,12 +57,15 @@ def get_detection_dataset_dicts(
 ) -> list[dict[str, Any]] | Dataset:
     """Load datasets by name, one after the other in one list.
 
+    Those whose metadata has another ``task`` than the first come after it. Their samples have it as their "task", which
+    tells the heads of a model that they are for; they need not be of the same classes.
+
     Args:
         names: registered in DatasetCatalog.
         filter_empty: drop images without objects, crowd regions aside. Images that are labelled as a whole stay.
         min_keypoints: drop images with fewer visible keypoints.
         proposal_files: precomputed proposals, a file for each dataset.
-        check_consistency: check that the datasets agree on their classes, and annotations fit them.
+        check_consistency: check that the datasets of a task agree on their classes, and annotations fit them.
 
     Returns:
         The samples. Datasets that are registered as torch datasets come back as such, and are not filtered.
@@ -70,7 +81,9 @@ def get_detection_dataset_dicts(
     for name, dataset in zip(names, datasets, strict=True):
         if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
             raise DatasetError(f"dataset {name!r} has no samples; check the files that it was registered with")
+    tasks = [MetadataCatalog.get(name).get("task") for name in names]
     if isinstance(datasets[0], Dataset):
+        datasets = [_for_task(dataset, task) for dataset, task in zip(datasets, tasks, strict=True)]
         return datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
     if proposal_files is not None:
         if len(proposal_files) != len(names):
@@ -80,6 +93,23 @@ def get_detection_dataset_dicts(
             )
         datasets = [load_proposals_into_dataset(d, f) for d, f in zip(datasets, proposal_files, strict=True)]
 
+    samples: list[dict[str, Any]] = []
+    for task in dict.fromkeys(tasks):
+        own = [index for index, other in enumerate(tasks) if other == task]
+        own_names, own_datasets = [names[i] for i in own], [datasets[i] for i in own]
+        joined = _join(own_names, own_datasets, filter_empty, min_keypoints, check_consistency)
+        samples += joined if task is None else [_with_task(sample, task) for sample in joined]
+    return samples
+
+
+def _join(
+    names: list[str],
+    datasets: list[list[dict[str, Any]]],
+    filter_empty: bool,
+    min_keypoints: int,
+    check_consistency: bool,
+) -> list[dict[str, Any]]:
+    """The samples of datasets of one kind, checked and filtered."""
     samples = list(itertools.chain.from_iterable(datasets))
     if "annotations" not in samples[0]:
         if check_consistency and is_labelled(samples[0]):
@@ -94,6 +124,14 @@ def get_detection_dataset_dicts(
     if not samples:
         _raise_nothing_left(names, sum(map(len, datasets)), min_keypoints)
     return samples
+
+
+def _for_task(dataset: Dataset, task: str | None) -> Dataset:
+    return dataset if task is None else MapDataset(dataset, functools.partial(_with_task, task=task))
+
+
+def _with_task(sample: dict[str, Any], task: str) -> dict[str, Any]:
+    return {**sample, "task": task}
 
 
 def _check_classes(
@@ -132,6 +170,7 @@ def build_batch_data_loader(
     total_batch_size: int | None,
     *,
     aspect_ratio_grouping: bool = False,
+    group_by_task: bool = False,
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     drop_last: bool = True,
@@ -147,7 +186,8 @@ def build_batch_data_loader(
     Args:
         dataset: indexable, or iterable with sampler None.
         total_batch_size: over all processes; or give the batch size of one by single_gpu_batch_size.
-        aspect_ratio_grouping: whether wide images get batches of their own.
+        aspect_ratio_grouping: whether wide images get batches of their own, and each task.
+        group_by_task: whether the samples of each "task" get batches of their own.
         num_workers: processes that load, for each process that trains.
         collate_fn: from the list of samples to the batch; the list itself by default.
         drop_last: whether an incomplete last batch is left out.
@@ -155,12 +195,13 @@ def build_batch_data_loader(
         kwargs: further arguments of torch's DataLoader.
     """
     batch_size = _batch_size_per_process(total_batch_size, single_gpu_batch_size)
+    grouping = aspect_ratio_grouping or group_by_task
     if isinstance(dataset, IterableDataset):
         if sampler is not None:
             raise ValueError("an IterableDataset has its own order; give sampler=None with it")
     else:
         # What a worker loads at a time goes to it in one piece: then the order does not depend on their number.
-        chunk_size = 1 if aspect_ratio_grouping else batch_size
+        chunk_size = 1 if grouping else batch_size
         dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=chunk_size)
     if seed is not None:
         kwargs["generator"] = torch.Generator().manual_seed(seed)
@@ -168,11 +209,15 @@ def build_batch_data_loader(
         kwargs.update(prefetch_factor=prefetch_factor, persistent_workers=persistent_workers)
     kwargs.update(num_workers=num_workers, worker_init_fn=worker_init_reset_seed, pin_memory=pin_memory)
 
-    if not aspect_ratio_grouping:
+    if not grouping:
         collate_fn = collate_fn or trivial_batch_collator
         return DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, collate_fn=collate_fn, **kwargs)
     samples = DataLoader(dataset, collate_fn=operator.itemgetter(0), **kwargs)  # Batches of one: no batch.
-    batches = AspectRatioGroupedDataset(samples, batch_size)
+    batches = (
+        AspectRatioGroupedDataset(samples, batch_size)
+        if aspect_ratio_grouping
+        else GroupedDataset(samples, batch_size, task_of)
+    )
     return batches if collate_fn is None else MapDataset(batches, collate_fn)
 
 
@@ -210,6 +255,7 @@ def _train_loader_from_config(
         "mapper": DatasetMapper(cfg, True) if mapper is None else mapper,
         "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
         "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        "group_by_task": len({MetadataCatalog.get(name).get("task") for name in cfg.DATASETS.TRAIN}) > 1,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
     }
 
@@ -233,7 +279,7 @@ def build_detection_train_loader(
         mapper: from a sample to model input; None leaves samples as they are.
         sampler: a TrainingSampler by default; None for an iterable dataset.
         total_batch_size: over all processes.
-        aspect_ratio_grouping: see build_batch_data_loader, also for the others.
+        aspect_ratio_grouping: see build_batch_data_loader, also for the others and for group_by_task.
 
     Returns:
         An iterable over batches, list[dict] without collate_fn.

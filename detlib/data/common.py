@@ -6,7 +6,7 @@ import logging
 import os
 import pickle
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,14 @@ from detlib.data.catalog import MetadataCatalog
 from detlib.utils.errors import DatasetError, DetlibError
 from detlib.utils.serialize import PicklableWrapper
 
-__all__ = ["AspectRatioGroupedDataset", "DatasetFromList", "MapDataset", "ToIterableDataset"]
+__all__ = [
+    "AspectRatioGroupedDataset",
+    "DatasetFromList",
+    "GroupedDataset",
+    "MapDataset",
+    "ToIterableDataset",
+    "task_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -202,11 +209,35 @@ def _share_of_this_worker(indices: Sampler, chunk_size: int) -> Iterator[int]:
             yield index
 
 
-class AspectRatioGroupedDataset(IterableDataset):
-    """Batches of images that are all wide, or all not, as less of such a batch is padding.
+class GroupedDataset(IterableDataset):
+    """Batches of samples of one group each.
 
-    Samples wait until their batch is full; those of a batch that stays incomplete are not given.
+    Samples wait until the batch of their group is full; those of a batch that stays incomplete are not given.
     """
+
+    def __init__(self, dataset: Any, batch_size: int, group_of: Callable[[dict[str, Any]], Hashable]) -> None:
+        """
+        Args:
+            dataset: iterable of dicts.
+            group_of: tells the group of a sample.
+        """
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.group_of = group_of
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        batches: dict[Hashable, list[dict[str, Any]]] = {}
+        for sample in self.dataset:
+            group = self.group_of(sample)
+            batch = batches.setdefault(group, [])
+            batch.append(sample)
+            if len(batch) == self.batch_size:
+                del batches[group]
+                yield batch
+
+
+class AspectRatioGroupedDataset(GroupedDataset):
+    """Batches of images that are all wide, or all not, as less of such a batch is padding; and all of one ``task``."""
 
     def __init__(self, dataset: Any, batch_size: int) -> None:
         """
@@ -214,17 +245,16 @@ class AspectRatioGroupedDataset(IterableDataset):
             dataset: iterable of dicts with an "image" (C, H, W), or else with "width" and "height"; those that have
                 neither form a group with the images that are not wide.
         """
-        self.dataset = dataset
-        self.batch_size = batch_size
+        super().__init__(dataset, batch_size, _task_and_orientation)
 
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        batches: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-        for sample in self.dataset:
-            is_wide = _is_wide(sample)
-            batches[is_wide].append(sample)
-            if len(batches[is_wide]) == self.batch_size:
-                batch, batches[is_wide] = batches[is_wide], []
-                yield batch
+
+def task_of(sample: dict[str, Any]) -> str | None:
+    """Which heads of a model a sample is for; None: for all."""
+    return sample.get("task")
+
+
+def _task_and_orientation(sample: dict[str, Any]) -> tuple[str | None, bool]:
+    return task_of(sample), _is_wide(sample)
 
 
 def _is_wide(sample: dict[str, Any]) -> bool:

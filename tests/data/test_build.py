@@ -6,6 +6,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from detlib.data import (
     DatasetCatalog,
+    DatasetFromList,
+    MetadataCatalog,
     build_batch_data_loader,
     build_detection_test_loader,
     build_detection_train_loader,
@@ -99,6 +101,49 @@ def test_labelled_datasets_must_agree_on_their_classes(metadata, own_catalog):
     labelled("others", metadata, [{"label": 0}], classes=("dog", "cat"))
     with pytest.raises(DatasetError, match=r"'labelled' and 'others' .*their classes differ"):
         get_detection_dataset_dicts(["labelled", "others"])
+
+
+@pytest.fixture
+def two_tasks(own_catalog, dataset, metadata, tiny_cfg):
+    """A config of 3 images to detect in, of two shapes, and 5 small ones to classify, of other classes."""
+    dataset(WIDE, TALL, WIDE)
+    MetadataCatalog.get("tiny").task = "det"
+    samples = [{"image": np.zeros((8, 8, 3), np.uint8), "label": 0, "image_id": 10 + i} for i in range(5)]
+    labelled("labelled", metadata, samples, classes=("day", "night"))
+    MetadataCatalog.get("labelled").task = "cls"
+    tiny_cfg.DATASETS.TRAIN = ("tiny", "labelled")
+    return tiny_cfg
+
+
+def test_samples_carry_the_task_of_their_dataset(two_tasks):
+    samples = get_detection_dataset_dicts(["labelled", "tiny"])
+    assert [sample["task"] for sample in samples] == ["cls"] * 5 + ["det"] * 3
+    assert all("task" not in sample for sample in DatasetCatalog.get("labelled"))
+
+
+def test_samples_of_torch_datasets_carry_the_task_too(own_catalog, metadata):
+    DatasetCatalog.register("images", lambda: DatasetFromList([{"image_id": 0}]))
+    metadata("images", task="cls")
+    assert get_detection_dataset_dicts("images")[0] == {"image_id": 0, "task": "cls"}
+
+
+def test_empty_images_are_filtered_in_datasets_of_every_task(two_tasks, dataset):
+    dataset(WIDE, WIDE, name="more", annotations=[[], [{"category_id": 1}]])
+    MetadataCatalog.get("more").task = "det"
+    samples = get_detection_dataset_dicts(["labelled", "tiny", "more"])
+    assert [sample["image_id"] for sample in samples] == [10, 11, 12, 13, 14, 0, 1, 2, 1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("grouping", [True, False])
+def test_batches_of_two_datasets_are_of_one_task_each_and_lose_no_image(two_tasks, grouping, num_workers):
+    two_tasks.DATALOADER.ASPECT_RATIO_GROUPING = grouping
+    two_tasks.DATALOADER.NUM_WORKERS = num_workers
+    batches = first(build_detection_train_loader(two_tasks), 24)
+    assert all(len(batch) == 2 and len({sample["task"] for sample in batch}) == 1 for batch in batches)
+    assert {i for batch in ids(batches) for i in batch} == {0, 1, 2, 10, 11, 12, 13, 14}
+    for sample in (sample for batch in batches for sample in batch):
+        assert ("instances" in sample, "label" in sample) == ((True, False), (False, True))[sample["task"] == "cls"]
 
 
 def test_images_in_memory_are_evaluated_in_order(metadata, own_catalog, tiny_cfg):

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from detlib.data import DatasetFromList, MapDataset, ToIterableDataset
-from detlib.data.common import AspectRatioGroupedDataset
+from detlib.data.common import AspectRatioGroupedDataset, GroupedDataset, task_of
 from detlib.data.samplers import InferenceSampler, TrainingSampler
 from detlib.utils.errors import DatasetError, MissingFileError
 
@@ -162,3 +162,21 @@ def test_batches_are_grouped_by_the_image_that_the_model_gets():
 
 def test_samples_of_unknown_size_form_one_group():
     assert list(AspectRatioGroupedDataset([{"id": 0}, {"id": 1}], 2)) == [[{"id": 0}, {"id": 1}]]
+
+
+def test_batches_are_of_one_task_whatever_the_order_of_samples():
+    samples = [{"id": i, "task": task} for i, task in enumerate(["det", "cls", "cls", "det", "det", "cls", "cls"])]
+    batches = GroupedDataset(samples, 2, task_of)
+    assert [[sample["id"] for sample in batch] for batch in batches] == [[1, 2], [0, 3], [5, 6]]
+
+
+def test_wide_images_of_two_tasks_are_in_batches_of_their_own():
+    tasks = ["det", "cls", "det", "cls"]
+    samples = [{"id": i, "task": task, "width": 2, "height": 1} for i, task in enumerate(tasks)]
+    batches = AspectRatioGroupedDataset(samples, 2)
+    assert [[sample["id"] for sample in batch] for batch in batches] == [[0, 2], [1, 3]]
+
+
+def test_samples_without_a_task_form_one_group():
+    batches = GroupedDataset([{"id": 0}, {"id": 1, "task": "det"}, {"id": 2}], 2, task_of)
+    assert list(batches) == [[{"id": 0}, {"id": 2}]]

@@ -12,6 +12,9 @@ DATASETS:
     - {NAME: leaves_train, TYPE: image_folder, IMAGES: data/leaves}
     - {NAME: leaves_test, TYPE: image_folder, IMAGES: data/leaves, ANNOTATIONS: data/test.txt, CLASSES: [elm, oak]}
     - {NAME: cifar_train, TYPE: cifar10, ROOT: data, SPLIT: train}
+
+Any of them can have a TASK, such as ``TASK: det``: its samples then have that "task", batches are of one task each, and
+of a ModuleGraph only the nodes for it run.
 """
 
 import difflib
@@ -76,7 +79,8 @@ class _DatasetType:
 
     @property
     def keys(self) -> dict[str, _Key]:
-        return {"NAME": _Key("name", _TEXT), "TYPE": _Key("type", _TEXT), **self.own_keys}
+        common = {"NAME": _Key("name", _TEXT), "TYPE": _Key("type", _TEXT), "TASK": _Key("task", _TEXT, optional=True)}
+        return {**common, **self.own_keys}
 
 
 _VOC_KEYS = {
@@ -156,13 +160,15 @@ def _register(entry: Any, where: str) -> None:
     name = entry["NAME"]
     keys = {key: description for key, description in dataset_type.own_keys.items() if key in entry}
     values = {key: _expand(entry[key]) if keys[key].kind.is_path else entry[key] for key in keys}
-    declaration = {"TYPE": type_name, **values}
+    declaration = {"TYPE": type_name, "TASK": entry.get("TASK"), **values}
     if name in DatasetCatalog:
         if MetadataCatalog.get(name).get("declaration") == declaration:
             return
         raise ConfigError(f"{where}.NAME: {name!r} is already the name of other data; choose another one")
     dataset_type.register(name, **{keys[key].argument: value for key, value in values.items()})
     MetadataCatalog.get(name).set(declaration=declaration)
+    if "TASK" in entry:
+        MetadataCatalog.get(name).set(task=entry["TASK"])
     paths = {key: value for key, value in values.items() if keys[key].kind.must_exist}
     prepare_before_loading(name, lambda: _check_paths(name, paths, where))
 

@@ -62,6 +62,22 @@ def test_other_declaration_of_the_same_name_is_refused(register):
         register(declare(JSON="other.json"))
 
 
+def test_task_of_a_declaration_is_in_the_metadata(register):
+    register(declare(TASK="det"))
+    assert MetadataCatalog.get(NAME).task == "det"
+
+
+def test_same_declaration_for_another_task_is_refused(register):
+    register(declare(TASK="det"))
+    with pytest.raises(ConfigError, match="'declared_test' is already the name of other data"):
+        register(declare(TASK="cls"))
+
+
+def test_task_that_is_no_string_is_refused(register):
+    with pytest.raises(ConfigError, match=r"REGISTER\[0\]\.TASK is \['det'\]; expected a string"):
+        register(declare(TASK=["det"]))
+
+
 def test_name_of_a_built_in_dataset_is_refused(register):
     with pytest.raises(ConfigError, match="'coco_2017_val' is already"):
         register(declare(NAME="coco_2017_val"))
