@@ -237,7 +237,7 @@ class SimpleTrainer(TrainerBase):
             storage = get_event_storage()
             storage.put_scalar("data_time", slowest, cur_iter=cur_iter)
             storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
-            if len(means) > 1:
+            if means.keys() != {"total_loss"}:  # Also a single term: in other iterations there may be others.
                 storage.put_scalars(cur_iter=cur_iter, **means)
 
     def state_dict(self) -> dict[str, Any]:

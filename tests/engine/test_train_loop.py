@@ -7,6 +7,7 @@ from torch import nn
 
 from detlib.engine import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from detlib.engine.train_loop import NonFiniteLossError
+from detlib.utils import comm
 from detlib.utils.errors import DatasetError, DetlibError
 from detlib.utils.events import EventStorage
 
@@ -131,6 +132,24 @@ def test_write_metrics_stores_each_term_and_the_sum():
         "loss_cls": (1.5, 7),
         "loss_box": (2.0, 7),
     }
+
+
+def test_loss_that_alternates_with_another_is_stored_by_its_name_and_iteration():
+    with EventStorage() as storage:
+        for iteration, name in enumerate(["det.loss", "cls.loss", "det.loss"]):
+            SimpleTrainer.write_metrics({name: torch.tensor(float(iteration))}, 0.25, iteration)
+    assert storage.history("det.loss").values() == [(0.0, 0), (2.0, 2)]
+    assert storage.history("cls.loss").values() == [(1.0, 1)]
+    assert storage.history("total_loss").values() == [(0.0, 0), (1.0, 1), (2.0, 2)]
+
+
+def test_losses_of_processes_with_other_tasks_are_divided_by_all_processes(monkeypatch):
+    other = {"cls.loss": 4.0, "data_time": 0.5}
+    monkeypatch.setattr(comm, "all_gather", lambda own: [own, dict(other)])
+    with EventStorage() as storage:
+        SimpleTrainer.write_metrics({"det.loss": torch.tensor(1.0)}, 0.25, 0)
+    latest = {name: value for name, (value, _) in storage.latest().items()}
+    assert latest == {"data_time": 0.5, "total_loss": 2.5, "det.loss": 0.5, "cls.loss": 2.0}
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
