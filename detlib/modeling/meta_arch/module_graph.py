@@ -95,16 +95,11 @@ class ModuleGraph(PreprocessesImages, nn.Module):
             The losses by name when training. Else a dict for each image: the items of ``results``, if a node gives
             that, or what all nodes predict.
         """
-        run = self.run_nodes(batched_inputs)
-        return self._losses(run) if self.training else self._results(run, len(batched_inputs))
-
-    def run_nodes(self, batched_inputs: list[dict[str, Any]]) -> GraphRun:
-        """All that the nodes give for a batch, features included."""
         run = GraphRun(self.collate(batched_inputs))
         for node in self.plan:
             if node.runs(run.data.get("task")):
                 run.run(node, self.nodes[node.name])
-        return run
+        return self._losses(run) if self.training else self._results(run, len(batched_inputs))
 
     @property
     def lr_factors(self) -> dict[str, float]:
