@@ -9,7 +9,7 @@ from typing import Any
 
 from detlib.config.origins import CODE, places
 from detlib.config.safe_yaml import LocatedDict
-from detlib.config.values import decode, holds_mappings
+from detlib.config.values import decode, lists_mappings
 from detlib.utils.errors import ConfigError, ConfigKeyError
 
 __all__ = ["DELETE", "deletes", "is_items", "overlay", "refuse_markers", "set_items", "take_delete_markers"]
@@ -86,7 +86,7 @@ def _overlay_value(base: Any, tree: LocatedDict, name: str, place: str, base_pla
     items = decode(base, None)  # Tuples are written as text.
     if isinstance(items, list | tuple) and is_items(tree):
         return set_items(items, tree, name, place)
-    if tree.deletes or holds_mappings(items):
+    if tree.deletes or lists_mappings(name):
         return tree
     raise ConfigError(f"{place}: {name} is a section here but a value at {base_place}")
 

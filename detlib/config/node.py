@@ -1,6 +1,5 @@
 """`CfgNode`: a section of a config, with files that build on each other and errors that help."""
 
-import copy
 import logging
 import os
 import re
@@ -22,7 +21,7 @@ from detlib.config.custom_imports import (
 )
 from detlib.config.defaults import DEFAULTS, Part
 from detlib.config.merge import DELETE, deletes, is_items, overlay, refuse_markers, set_items, take_delete_markers
-from detlib.config.origins import CODE, COMMAND_LINE, added_by_code, places, put_places
+from detlib.config.origins import CODE, COMMAND_LINE, added_by_code, places, places_within, put_places
 from detlib.config.safe_yaml import LocatedDict
 from detlib.config.suggest import all_keys, did_you_mean, misplaced
 from detlib.config.values import adapt, check_type, decode, override, plain, to_yaml
@@ -68,7 +67,7 @@ class CfgNode(_CfgNode):
     @classmethod
     def from_defaults(cls, defaults: Mapping[str, Any], section: str = "") -> "CfgNode":
         """A section of the default config, which knows its name."""
-        node = cls(copy.deepcopy(dict(defaults)))
+        node = cls(plain(defaults))
         node.__dict__["_section"] = section
         if isinstance(defaults, Part):
             node._become_part()
@@ -209,8 +208,7 @@ class CfgNode(_CfgNode):
         else:
             self._refuse_unless_deprecated(key, COMMAND_LINE)
             return
-        if path:
-            places(section)[".".join((name, *path))] = COMMAND_LINE
+        put_places(section, ".".join((name, *path)), None, COMMAND_LINE)
         places(section)[name] = COMMAND_LINE
 
     def _merge_root(self, tree: Mapping[str, Any]) -> None:
@@ -229,6 +227,7 @@ class CfgNode(_CfgNode):
                 root._refuse_unless_deprecated(key, place)
                 continue
             self._merge_value(name, given, root, key, place)
+            places(self).update(places_within(tree, name))
 
     def _merge_value(self, name: str, given: Any, root: "CfgNode", key: str, place: str) -> None:
         current, is_part = self.get(name), self.__dict__["_is_part"]
@@ -255,7 +254,7 @@ class CfgNode(_CfgNode):
         items, before = set_items(self[name], changes, key, place), dict(places(self))
         self[name] = plain(items)
         put_places(self, name, items, place)
-        places(self).update({inner: old for inner, old in before.items() if inner not in places(self)})
+        self.__dict__["_places"] = {**before, **places(self)}
 
     def _forget(self, places_of_tree: Mapping[str, str], key: str) -> None:
         """Bring a section back to what detlib sets; one that takes any key becomes empty."""

@@ -15,6 +15,7 @@ __all__ = [
     "format_with_origins",
     "place_of",
     "places",
+    "places_within",
     "put_places",
 ]
 
@@ -33,7 +34,7 @@ def places(mapping: Mapping[str, Any]) -> dict[str, str]:
 def put_places(section: Mapping[str, Any], key: str, value: Any, place: str) -> None:
     """Note where a value of a section is from and, if it is a list, the mappings in it: as `key.<number>.<key>`."""
     known = places(section)
-    for old in [name for name in known if name.startswith(f"{key}.")]:
+    for old in places_within(section, key):
         del known[old]
     known[key] = place
     known.update(_inner_places(key, value))
@@ -49,17 +50,22 @@ def _inner_places(key: str, value: Any) -> Iterator[tuple[str, str]]:
         yield from _inner_places(f"{key}.{name}", part)
 
 
+def places_within(section: Mapping[str, Any], key: str) -> dict[str, str]:
+    """Origins of what is in a list, by `key.<number>.<key>`."""
+    return {name: place for name, place in places(section).items() if name.startswith(f"{key}.")}
+
+
 def place_of(section: Mapping[str, Any], key: str, *path: str | int) -> str:
-    """Where a part of a value is from; a mapping in a list, where the first of its keys is from."""
-    known = places(section)
+    """Where a part of a value is from; a mapping, where the first of its keys is from."""
+    value = section.get(key)
+    if path and isinstance(value, Mapping):
+        return place_of(value, str(path[0]), *path[1:])
     for end in range(len(path), -1, -1):
         name = ".".join((key, *map(str, path[:end])))
-        if name in known:
-            return known[name]
-        inner = [place for inner, place in known.items() if inner.startswith(f"{name}.")]
-        if inner and end:
-            return inner[0]
-    return DEFAULT
+        found = places(section).get(name) or next(iter(places_within(section, name).values()), "")
+        if found:
+            return found
+    return next(iter(places(value).values()), DEFAULT)
 
 
 def added_by_code(section: Mapping[str, Any]) -> set[str]:

@@ -8,9 +8,10 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode as _CfgNode
 
+from detlib.config.defaults import DEFAULTS, Parts
 from detlib.utils.errors import ConfigError, ConfigKeyError
 
-__all__ = ["adapt", "check_type", "decode", "holds_mappings", "override", "plain", "to_yaml"]
+__all__ = ["adapt", "check_type", "decode", "lists_mappings", "override", "plain", "to_yaml"]
 
 _NOT_A_LITERAL = object()
 
@@ -46,7 +47,7 @@ def decode(given: Any, current: Any) -> Any:
 def check_type(value: Any, current: Any, key: str, place: str = "") -> Any:
     """Return `value` in the type of `current`.
 
-    An int may stand for a float, lists and tuples for each other, a mapping for a list of one, None for anything.
+    An int may stand for a float, lists and tuples for each other, one mapping for a list of them, None for anything.
 
     Args:
         place: Where the value was set, for the error.
@@ -68,14 +69,17 @@ def check_type(value: Any, current: Any, key: str, place: str = "") -> Any:
         return float(value)
     if isinstance(value, list | tuple) and isinstance(current, list | tuple):
         return type(current)(value)
-    if isinstance(value, Mapping) and holds_mappings(current):
+    if isinstance(value, Mapping) and isinstance(current, list) and lists_mappings(key):
         return [value]
     raise ConfigError(f"{head} expects {_name_type(current)}, as in {current!r}; got {_describe(value)}")
 
 
-def holds_mappings(value: Any) -> bool:
-    """Whether an option is a list of mappings, or of what is not known yet."""
-    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
+def lists_mappings(key: str) -> bool:
+    """Whether an option is a list of mappings."""
+    value: Any = DEFAULTS
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return isinstance(value, Parts)
 
 
 def adapt(value: Any, current: Any, key: str) -> Any:
@@ -118,12 +122,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(plain(part) for part in value)
+        return (tuple if isinstance(value, tuple) else list)(map(plain, value))
     return value
 
 
 def override(current: Any, path: Sequence[str], given: Any, key: str, place: str) -> Any:
-    """Return `current` with the part at `path` (list indices and keys of mappings) set to what was given.
+    """Return `current` with the part at `path` (indices of lists, keys of mappings, also new ones) set to what came.
 
     Args:
         key: The whole key, for errors.
@@ -143,6 +147,8 @@ def override(current: Any, path: Sequence[str], given: Any, key: str, place: str
         return type(current)(items)
     if isinstance(current, Mapping) and part in current:
         return {**current, part: override(current[part], rest, given, key, place)}
+    if isinstance(current, Mapping) and not rest:
+        return {**current, part: check_type(decode(given, {}), None, key, place)}
     has = f"it has {', '.join(current)}" if isinstance(current, Mapping) else f"it is {current!r}"
     raise ConfigKeyError(f"{place}: {key}: there is no {part!r} to set; {has}")
 

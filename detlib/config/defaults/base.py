@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from detlib.config.defaults.part import Parts
+
 __all__ = ["BASE"]
 
 INPUT = {
@@ -41,8 +43,8 @@ INPUT = {
     "MASK_FORMAT": "polygon",
     # Augmentations by name, applied in turn: [{NAME: RandomResizedCrop, SIZE: 224}, {NAME: RandomFlip}]. Empty takes
     # the options above, which otherwise count for nothing, FORMAT and MASK_FORMAT aside.
-    "AUGMENTATIONS_TRAIN": [],
-    "AUGMENTATIONS_TEST": [],
+    "AUGMENTATIONS_TRAIN": Parts(),
+    "AUGMENTATIONS_TEST": Parts(),
 }
 
 DATASETS = {
@@ -58,7 +60,7 @@ DATASETS = {
     "PRECOMPUTED_PROPOSAL_TOPK_TEST": 1000,
     # Datasets declared here rather than in code: a list of {NAME, TYPE: coco, JSON, IMAGES}. Other types, with keys of
     # their own: sem_seg, sem_seg_folders, coco_panoptic, pascal_voc, image_folder, cifar10, cifar100, voc_multi_label.
-    "REGISTER": [],
+    "REGISTER": Parts(),
 }
 
 DATALOADER = {

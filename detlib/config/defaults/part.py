@@ -1,8 +1,8 @@
-"""How a default says that a section takes any key."""
+"""How a default says that a section takes any key, or that a list is one of mappings."""
 
 from typing import Any
 
-__all__ = ["Part"]
+__all__ = ["Part", "Parts"]
 
 
 class Part(dict[str, Any]):
@@ -10,3 +10,7 @@ class Part(dict[str, Any]):
 
     `detlib.config.build_component` builds the object.
     """
+
+
+class Parts(list[Any]):
+    """A list of mappings, for which one mapping may stand alone: `{NAME: X}` is `[{NAME: X}]`."""

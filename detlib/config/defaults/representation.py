@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from detlib.config.defaults.part import Part
+from detlib.config.defaults.part import Part, Parts
 
 __all__ = ["REPRESENTATION"]
 
@@ -12,14 +12,14 @@ CLASSIFIER = {
     "HEAD": Part(NAME="LinearClsHead"),
     # Mixtures of the images of a batch, such as [{NAME: Mixup, ALPHA: 0.2}, {NAME: CutMix, ALPHA: 1.0}], one of which
     # is drawn for each batch; with which probabilities (empty: equal ones).
-    "BATCH_AUGMENTS": [],
+    "BATCH_AUGMENTS": Parts(),
     "BATCH_AUGMENT_PROBS": [],
 }
 
 MODULE_GRAPH = {
     # The nodes in the order in which they run: {name: X, type: X, prev: X, kwargs: {...}, ...}; all keys are in
     # docs/tutorials/module_graphs.md.
-    "NET": [],
+    "NET": Parts(),
     # Changes of single kwargs, for child configs and the command line: {name of a node: {argument: value}}.
     "OVERRIDES": Part(),
     # What samples bring that nodes take, beyond images and the usual labels.
