@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from detlib.checkpoint.c2_model_loading import align_and_update_state_dicts
-from detlib.checkpoint.files import missing_checkpoint, read_checkpoint, unreadable_types, write_atomically
+from detlib.checkpoint.files import local_path, missing_checkpoint, read_checkpoint, unreadable_types, write_atomically
+from detlib.checkpoint.parts import find_part, from_torchvision_names_anywhere, names_of_backbone
 from detlib.checkpoint.report import loading_report
 from detlib.checkpoint.torchvision_names import from_torchvision_names, torchvision_family
 from detlib.utils import comm
-from detlib.utils.errors import CheckpointError, DetlibError
+from detlib.utils.errors import CheckpointError, MissingFileError
 from detlib.utils.file_io import PathManager
 
 __all__ = ["DetectionCheckpointer"]
@@ -28,9 +30,6 @@ NOT_WEIGHTS = re.compile(r"(^|\.)(pixel_mean|pixel_std|anchor_generator\.cell_an
 
 MIN_SHARE_LOADED = 0.1  # of the weights that could match, be it the file or the model that has fewer.
 
-# A backbone with a neck on top has the first prefix, one without, such as that of a classifier, the second.
-BOTTOM_UP, BACKBONE = "backbone.bottom_up.", "backbone."
-
 HEURISTICS_SUFFIX = "?matching_heuristics=True"
 
 
@@ -40,6 +39,9 @@ class DetectionCheckpointer(Checkpointer):
 
     Files of its own have the keys ``model``, those of ``checkpointables`` and those given to :meth:`save`. A file is
     complete when it appears under its name, and ``last_checkpoint`` names it only after that.
+
+    A model may have ``part_weights``, files of single parts by their names. Such a file is read by :meth:`load` unless
+    the checkpoint has all weights of the part, or the state of a training, which goes on with what it had.
 
     Args:
         save_to_disk: by default, the main process alone writes.
@@ -93,18 +95,55 @@ class DetectionCheckpointer(Checkpointer):
             CheckpointError: it cannot be read, or almost nothing in it fits the model.
         """
         if not path:
-            return super().load(path, *args, **kwargs)
-        self.logger.info("Loading checkpoint %s", path)
-        address = path.removesuffix(HEURISTICS_SUFFIX)
-        checkpoint = self._read(self._local_path(address))
-        if address != path:
-            checkpoint["matching_heuristics"] = True
+            rest = super().load(path, *args, **kwargs)
+            self._load_parts(self._part_weights())
+            return rest
+        address, checkpoint = self._open(path)
+        states = self._states_to_load(checkpoint, *args, **kwargs)
         incompatible = self._load_model(checkpoint)
+        parts = {}
         if incompatible is not None:  # Subclasses may return nothing.
-            self._refuse_other_model(address, incompatible)
-            self._log_incompatible_keys(incompatible)
-        self._load_checkpointables(address, checkpoint, *args, **kwargs)
+            names = self._names_of_weights()
+            self._refuse_other_model(address, incompatible, names)
+            parts = {} if states else self._incomplete_parts(incompatible)
+            inside = tuple(f"{name}." for name in parts)
+            self._log_incompatible_keys(*_without(inside, incompatible, names))
+        self._load_checkpointables(address, checkpoint, states)
+        self._load_parts(parts)
         return checkpoint
+
+    def load_part(self, module_name: str, path: str) -> None:
+        """Load a part of the model from a checkpoint of that part alone, or of any model that has one like it.
+
+        The weights may have any prefix in the file, and names of Caffe2 or torchvision.
+
+        Args:
+            module_name: such as ``backbone.bottom_up``.
+            path: as of :meth:`load`.
+
+        Raises:
+            ValueError: the model has no such part.
+            MissingFileError: there is no such file.
+            CheckpointError: it cannot be read, or has almost nothing of the part.
+        """
+        own_prefix = f"{module_name}."
+        part = self._state_of_part(module_name)
+        names = [name for name in self._names_of_weights() if name.startswith(own_prefix)]
+        try:
+            address, checkpoint = self._open(path)
+        except (CheckpointError, MissingFileError) as error:
+            raise type(error)(f"The weights of {module_name}: {error}") from error
+        found = self._find_part(part, own_prefix, checkpoint)
+        if found:
+            incompatible = self._load_model({"model": {own_prefix + name: weight for name, weight in found.items()}})
+        else:
+            unexpected = list(checkpoint["model"])
+            incompatible = _IncompatibleKeys(missing_keys=names, unexpected_keys=unexpected, incorrect_shapes=[])
+        if incompatible is not None:
+            missing = [name for name in incompatible.missing_keys if name.startswith(own_prefix)]
+            incompatible = incompatible._replace(missing_keys=missing)
+            self._refuse_other_model(address, incompatible, names, module_name)
+            self._log_incompatible_keys(incompatible, names, module_name)
 
     def _load_file(self, f: str) -> dict[str, Any]:
         """Read a local file; the place for a subclass to read other formats.
@@ -121,12 +160,13 @@ class DetectionCheckpointer(Checkpointer):
             names missing in the checkpoint, unexpected names, and (name, shape in the checkpoint, shape in the model)
             of what has another shape. What is no weight (``NOT_WEIGHTS``) is not mentioned.
         """
-        state = checkpoint["model"]
-        self._convert_ndarray_to_tensor(state)
-        for prefix in WRAPPER_PREFIXES:
-            consume_prefix_in_state_dict_if_present(state, prefix)
+        state = self._with_plain_names(checkpoint["model"])
         model_state = self.model.state_dict(keep_vars=True)
-        state = self._use_names_of_backbone(model_state, state)
+        names = names_of_backbone(model_state, state)
+        if names:
+            first = next(iter(names))
+            self.logger.info("%d weights of the backbone are renamed, as %s to %s", len(names), first, names[first])
+        state = {names.get(name, name): value for name, value in state.items()}
         state = self._use_names_of_model(model_state, state, checkpoint)
         for name in [name for name in state if name not in model_state and NOT_WEIGHTS.search(name)]:
             del state[name]
@@ -143,10 +183,19 @@ class DetectionCheckpointer(Checkpointer):
         ]
         return incompatible._replace(missing_keys=missing)
 
-    def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
+    def _log_incompatible_keys(
+        self, incompatible: _IncompatibleKeys, names: Sequence[str] | None = None, what: str = "the model"
+    ) -> None:
+        """Log a table of what went where.
+
+        Args:
+            names: of the weights that were to be loaded; None for all.
+            what: those are.
+        """
+        names = self._names_of_weights() if names is None else names
         mismatched = {name for name, _, _ in incompatible.incorrect_shapes}
         not_loaded = mismatched.union(incompatible.missing_keys)
-        loaded = [name for name in self._names_of_weights() if name not in not_loaded]
+        loaded = [name for name in names if name not in not_loaded]
         table = loading_report(
             loaded, incompatible.missing_keys, incompatible.incorrect_shapes, incompatible.unexpected_keys
         )
@@ -154,7 +203,7 @@ class DetectionCheckpointer(Checkpointer):
             table += "\nThose of another shape stay as initialised, as they have to when the number of classes changed."
         # A predictor in a notebook has no logging set up, where warnings alone are seen.
         log = self.logger.warning if not_loaded else self.logger.info
-        log("Loaded %d of the model's %d weights:\n%s", len(loaded), len(loaded) + len(not_loaded), table)
+        log("Loaded %d of %s's %d weights:\n%s", len(loaded), what, len(loaded) + len(not_loaded), table)
 
     def _convert_ndarray_to_tensor(self, state_dict: dict[str, Any]) -> None:
         """Make tensors of arrays, in place."""
@@ -165,19 +214,6 @@ class DetectionCheckpointer(Checkpointer):
             elif not isinstance(value, torch.Tensor):
                 raise CheckpointError(f"{name!r} of the checkpoint is a {type(value).__name__}, not a tensor or array")
 
-    def _use_names_of_backbone(self, model_state: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
-        """Rename the backbone of a classifier for a detector that has a neck on top of it, and the reverse."""
-        names = {}
-        for name in state:
-            own, other = (BOTTOM_UP, BACKBONE) if name.startswith(BOTTOM_UP) else (BACKBONE, BOTTOM_UP)
-            renamed = other + name.removeprefix(own)
-            if name.startswith(own) and name not in model_state and renamed in model_state and renamed not in state:
-                names[name] = renamed
-        if names:
-            first = next(iter(names))
-            self.logger.info("%d weights of the backbone are renamed, as %s to %s", len(names), first, names[first])
-        return {names.get(name, name): value for name, value in state.items()}
-
     def _use_names_of_model(
         self, model_state: dict[str, Any], state: dict[str, Any], checkpoint: dict[str, Any]
     ) -> dict[str, Any]:
@@ -186,31 +222,84 @@ class DetectionCheckpointer(Checkpointer):
             return align_and_update_state_dicts(model_state, state, c2_conversion=from_caffe2)
         family = torchvision_family(state)
         if family is not None and not state.keys() & model_state.keys():
-            self.logger.info(
-                "These are %s weights with the names of torchvision. They need INPUT.FORMAT: RGB, %susually "
-                "MODEL.PIXEL_MEAN: [123.675, 116.28, 103.53] and MODEL.PIXEL_STD: [58.395, 57.12, 57.375]",
-                family,
-                "MODEL.RESNETS.STRIDE_IN_1X1: False, " if family == "ResNet" else "",
-            )
+            self._tell_of_torchvision(family)
             renamed = {new: state[name] for name, new in from_torchvision_names(state).items()}
             return align_and_update_state_dicts(model_state, renamed, c2_conversion=False)
+        return state
+
+    def _find_part(self, part: dict[str, Any], own_prefix: str, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint has of a part, by the names of the part; empty if nothing."""
+        state = self._with_plain_names(checkpoint["model"])
+        if checkpoint.get("matching_heuristics"):
+            return self._use_names_of_model(part, state, checkpoint)
+        prefixes, found = find_part(part, state, own_prefix)
+        if not found:
+            state, family = from_torchvision_names_anywhere(state)
+            prefixes, found = find_part(part, state, own_prefix)
+            if found and family is not None:
+                self._tell_of_torchvision(family)
+        if len(prefixes) > 1:
+            self.logger.warning(
+                "The checkpoint has weights as those of %s under each of the prefixes %s; the first is taken",
+                own_prefix.rstrip("."),
+                ", ".join(map(repr, prefixes)),
+            )
+        elif found:
+            self.logger.info("The weights of %s are those under %r", own_prefix.rstrip("."), prefixes[0])
+        return found
+
+    def _tell_of_torchvision(self, family: str) -> None:
+        self.logger.info(
+            "These are %s weights with the names of torchvision. They need INPUT.FORMAT: RGB, %susually "
+            "MODEL.PIXEL_MEAN: [123.675, 116.28, 103.53] and MODEL.PIXEL_STD: [58.395, 57.12, 57.375]",
+            family,
+            "MODEL.RESNETS.STRIDE_IN_1X1: False, " if family == "ResNet" else "",
+        )
+
+    def _with_plain_names(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The weights as tensors, without the prefixes of wrappers; changed in place."""
+        self._convert_ndarray_to_tensor(state)
+        for prefix in WRAPPER_PREFIXES:
+            consume_prefix_in_state_dict_if_present(state, prefix)
+        return state
+
+    def _part_weights(self) -> dict[str, str]:
+        return getattr(self.model, "part_weights", {})
+
+    def _load_parts(self, parts: dict[str, str]) -> None:
+        for name, path in parts.items():
+            self.load_part(name, path)
+
+    def _incomplete_parts(self, incompatible: _IncompatibleKeys) -> dict[str, str]:
+        """Files of the parts of which something was not loaded."""
+        not_loaded = [*incompatible.missing_keys, *(name for name, _, _ in incompatible.incorrect_shapes)]
+        parts = self._part_weights()
+        incomplete = {n: path for n, path in parts.items() if any(name.startswith(f"{n}.") for name in not_loaded)}
+        for name in parts.keys() - incomplete.keys():
+            self.logger.info("All weights of %s are in the checkpoint; %s is not read", name, parts[name])
+        return incomplete
+
+    def _state_of_part(self, module_name: str) -> dict[str, torch.Tensor]:
+        try:
+            state = self.model.get_submodule(module_name).state_dict(keep_vars=True)
+        except AttributeError:
+            parts = ", ".join(name for name, _ in self.model.named_children())
+            raise ValueError(f"the model has no part {module_name!r}; its first parts are {parts}") from None
+        if not state:
+            raise CheckpointError(f"{module_name} has no weights, so that none can be loaded")
         return state
 
     def _names_of_weights(self) -> list[str]:
         return [name for name in self.model.state_dict() if not NOT_WEIGHTS.search(name)]
 
-    def _local_path(self, path: str) -> str:
-        if os.path.isfile(path):
-            return path
-        try:
-            return self.path_manager.get_local_path(path)
-        except DetlibError:
-            raise
-        except Exception as error:  # Each kind of address fails in its own way.
-            raise CheckpointError(
-                f"Could not fetch {path}: {error}. Without a network, put the file on this machine and set "
-                "MODEL.WEIGHTS to its path"
-            ) from error
+    def _open(self, path: str) -> tuple[str, dict[str, Any]]:
+        """The path without its suffix, and what is in the file."""
+        self.logger.info("Loading checkpoint %s", path)
+        address = path.removesuffix(HEURISTICS_SUFFIX)
+        checkpoint = self._read(local_path(self.path_manager, address))
+        if address != path:
+            checkpoint["matching_heuristics"] = True
+        return address, checkpoint
 
     def _read(self, file: str) -> dict[str, Any]:
         present = comm.all_gather(os.path.isfile(file))
@@ -221,12 +310,12 @@ class DetectionCheckpointer(Checkpointer):
         self.logger.warning("%s is not on every machine; the main process sends it to all", file)
         return comm.all_gather(self._load_file(file) if comm.is_main_process() else None)[0]
 
-    def _load_checkpointables(
-        self, path: str, checkpoint: dict[str, Any], checkpointables: list[str] | None = None
-    ) -> None:
-        for key in self.checkpointables if checkpointables is None else checkpointables:
-            if key not in checkpoint:
-                continue
+    def _states_to_load(self, checkpoint: dict[str, Any], checkpointables: list[str] | None = None) -> list[str]:
+        keys = self.checkpointables if checkpointables is None else checkpointables
+        return [key for key in keys if key in checkpoint]
+
+    def _load_checkpointables(self, path: str, checkpoint: dict[str, Any], checkpointables: list[str]) -> None:
+        for key in checkpointables:
             self.logger.info("Loading %s from %s", key, path)
             try:
                 self.checkpointables[key].load_state_dict(checkpoint.pop(key))
@@ -236,19 +325,28 @@ class DetectionCheckpointer(Checkpointer):
                     "wrote it, or start anew from its weights alone: MODEL.WEIGHTS and no --resume"
                 ) from error
 
-    def _refuse_other_model(self, path: str, incompatible: _IncompatibleKeys) -> None:
-        names = self._names_of_weights()
+    def _refuse_other_model(
+        self, path: str, incompatible: _IncompatibleKeys, names: Sequence[str], part: str = ""
+    ) -> None:
+        """
+        Args:
+            names: of the weights that were to be loaded.
+            part: of the model, that has these names; "" for the whole.
+        """
         num_other = len(incompatible.incorrect_shapes)
         num_loaded = len(names) - len(incompatible.missing_keys) - num_other
         num_in_file = num_loaded + num_other + len(incompatible.unexpected_keys)
-        if num_loaded >= MIN_SHARE_LOADED * min(num_in_file, len(names)):
+        # A file may hold a little of a model, but that of a part is there for the part.
+        if num_loaded >= MIN_SHARE_LOADED * (len(names) if part else min(num_in_file, len(names))):
             return
         examples = [name for name, _, _ in incompatible.incorrect_shapes] or incompatible.unexpected_keys
+        what = f"the part {part} of this model" if part else "this model"
         raise CheckpointError(
-            f"{path} is for another model: of its {num_in_file} weights, {num_loaded} fit this model, which has "
+            f"{path} is for another model: of its {num_in_file} weights, {num_loaded} fit {what}, which has "
             f"{len(names)}, and {num_other} have another shape. Names in the file: {', '.join(examples[:3])}; in the "
-            f"model: {', '.join(names[:3])}. Check the config. If the file holds a part of the model, such as its "
-            f"backbone, under shorter names, write {HEURISTICS_SUFFIX} after its path"
+            f"model: {', '.join(names[:3])}. Check the config. If the file holds "
+            + ("it" if part else "a part of the model, such as its backbone,")
+            + f" under shorter names, write {HEURISTICS_SUFFIX} after its path"
         )
 
     def _warn_if_unreadable(self, path: str) -> None:
@@ -260,3 +358,16 @@ class DetectionCheckpointer(Checkpointer):
                 path,
                 ", ".join(types),
             )
+
+
+def _without(
+    inside: tuple[str, ...], incompatible: _IncompatibleKeys, names: Sequence[str]
+) -> tuple[_IncompatibleKeys, list[str]]:
+    """What is known of weights, and their names, but for those that start with a prefix."""
+    return (
+        incompatible._replace(
+            missing_keys=[name for name in incompatible.missing_keys if not name.startswith(inside)],
+            incorrect_shapes=[shapes for shapes in incompatible.incorrect_shapes if not shapes[0].startswith(inside)],
+        ),
+        [name for name in names if not name.startswith(inside)],
+    )

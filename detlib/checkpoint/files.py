@@ -12,9 +12,9 @@ import torch
 from iopath.common.file_io import PathManager as PathManagerBase
 
 from detlib.utils import safe_pickle
-from detlib.utils.errors import CheckpointError, MissingFileError
+from detlib.utils.errors import CheckpointError, DetlibError, MissingFileError
 
-__all__ = ["missing_checkpoint", "read_checkpoint", "unreadable_types", "write_atomically"]
+__all__ = ["local_path", "missing_checkpoint", "read_checkpoint", "unreadable_types", "write_atomically"]
 
 SUFFIXES = (".pth", ".pt", ".pyth", ".pkl", ".safetensors")
 
@@ -28,6 +28,20 @@ _NUMPY_TYPES = [
     (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
     *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
 ]
+
+
+def local_path(path_manager: PathManagerBase, path: str) -> str:
+    """Where a file, or what an address names, is on this machine."""
+    if os.path.isfile(path):
+        return path
+    try:
+        return path_manager.get_local_path(path)
+    except DetlibError:
+        raise
+    except Exception as error:  # Each kind of address fails in its own way.
+        raise CheckpointError(
+            f"Could not fetch {path}: {error}. Without a network, put the file on this machine and give its path"
+        ) from error
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
