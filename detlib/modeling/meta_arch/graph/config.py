@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from detlib.config import CfgNode
-from detlib.config.origins import place_of
+from detlib.config.origins import place_of, places_within
 from detlib.config.values import plain
 from detlib.utils.errors import ConfigError
 
@@ -17,6 +17,7 @@ __all__ = ["NodeConfig", "read_nodes", "suggestion"]
 
 NET = "MODEL.MODULE_GRAPH.NET"
 OVERRIDES = "MODEL.MODULE_GRAPH.OVERRIDES"
+_EXAMPLE = "{name: trunk, type: backbone}"
 
 _logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class NodeConfig:
         weights: a checkpoint of its own.
         taps: names of modules in it whose outputs are drawn; "" is the whole node.
         options: changes of the config that it alone sees.
+        changes: places in other files, or "command line" or "code", where it was changed.
     """
 
     name: str
@@ -58,9 +60,11 @@ class NodeConfig:
     weights: str = ""
     taps: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.place}: node {self.name!r}"
+        changes = f" (changed: {', '.join(self.changes)})" if self.changes else ""
+        return f"{self.place}: node {self.name!r}{changes}"
 
 
 def read_nodes(cfg: CfgNode) -> list[NodeConfig]:
@@ -72,7 +76,7 @@ def read_nodes(cfg: CfgNode) -> list[NodeConfig]:
     """
     graph = cfg.MODEL.MODULE_GRAPH
     if not graph.NET:
-        raise ConfigError(f"{NET} is empty; a ModuleGraph needs nodes, such as {{name: backbone, type: backbone}}")
+        raise ConfigError(f"{place_of(graph, 'NET')}: {NET} is empty; a ModuleGraph needs nodes, as [{_EXAMPLE}]")
     # Copies, as a frozen config does not protect what is in its lists.
     nodes = [_read(plain(item), index, graph) for index, item in enumerate(graph.NET)]
     for index, node in enumerate(nodes):
@@ -82,15 +86,19 @@ def read_nodes(cfg: CfgNode) -> list[NodeConfig]:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """A question that names the closest of the known names, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
+    """A question that names the closest of the known names, whatever their case, or nothing."""
+    names = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower(), names, n=1)
+    return f"did you mean {names[close[0]]!r}? " if close else ""
 
 
 def _read(item: Any, index: int, graph: CfgNode) -> NodeConfig:
-    place = place_of(graph, "NET", index)
+    place = place_of(graph, "NET", index, "name")
     if not isinstance(item, dict):
-        raise ConfigError(f"{place}: {NET}[{index}] must be a mapping, as {{name: head, type: X}}; got {item!r}")
+        raise ConfigError(f"{place}: {NET}[{index}] must be a mapping, as {_EXAMPLE}; got {item!r}")
+    if not {"name", "type"} & set(item) and all(isinstance(value, dict) for value in item.values()):
+        keys = ", ".join(map(str, item))
+        raise ConfigError(f"{place}: {NET} must be a list of nodes, as [{_EXAMPLE}]; this one has only the keys {keys}")
     named = isinstance(item.get("name"), str) and item["name"]
     where = f"node {item['name']!r}" if named else f"{NET}[{index}]"
     if "kwarg" in item:
@@ -102,7 +110,8 @@ def _read(item: Any, index: int, graph: CfgNode) -> NodeConfig:
         if key not in _READERS:
             raise ConfigError(
                 f"{place_of(graph, 'NET', index, str(key))}: {where} has the unknown key {key!r}; "
-                f"{suggestion(str(key), _READERS)}A node takes {', '.join(_READERS)}"
+                f"{suggestion(str(key), _READERS)}Keys of a node: {', '.join(_READERS)}; arguments of its module go "
+                f"into kwargs"
             )
     for key in ("name", "type"):
         if key not in item:
@@ -113,14 +122,24 @@ def _read(item: Any, index: int, graph: CfgNode) -> NodeConfig:
             values.update(_READERS[key](value))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{place_of(graph, 'NET', index, key)}: {where}: {key} {error}") from None
-    if values.get("outputs") and "inputs" not in values:
-        raise ConfigError(f"{place}: {where} has outputs but no inputs; called with the dict, a module names them")
-    return NodeConfig(**values)
+    node = NodeConfig(**values, changes=_changes(place, places_within(graph, f"NET.{index}").values()))
+    if node.outputs and node.inputs is None:
+        raise ConfigError(f"{node} has outputs but no inputs; called with the dict, a module names what it gives")
+    if node.type.startswith("torch.nn.") and node.inputs is None:
+        raise ConfigError(f"{node}: {node.type} takes tensors, not the dict; name them, as inputs: [x], outputs: [y]")
+    return node
+
+
+def _changes(place: str, others: Iterable[str]) -> tuple[str, ...]:
+    """One place of each file, and the command line or code, other than that of the first place."""
+    sources = {other.rpartition(":")[0] or other: other for other in others}
+    sources.pop(place.rpartition(":")[0] or place, None)
+    return tuple(sources.values())
 
 
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not value.isidentifier():
-        raise ValueError(f"must be letters, digits and _, as in neck_1; got {value!r}")
+        raise ValueError(f"must be letters, digits and _, as in neck_1, with no digit in front; got {value!r}")
     if hasattr(nn.ModuleDict(), value):
         raise ValueError(f"cannot be {value!r}, which torch modules have as an attribute; take another one")
     return value
@@ -248,5 +267,16 @@ def _overridden(nodes: list[NodeConfig], graph: CfgNode) -> list[NodeConfig]:
             raise ConfigError(f"{place}: {OVERRIDES} names {name!r}, and there is no such node; {known}")
         if not isinstance(kwargs, dict):
             raise ConfigError(f"{place}: {OVERRIDES}.{name} must be a mapping of arguments; got {kwargs!r}")
-    changes = plain(graph.OVERRIDES)
-    return [replace(node, kwargs={**node.kwargs, **changes.get(node.name, {})}) for node in nodes]
+        index = names.index(name)
+        changes = [place_of(graph, "OVERRIDES", name, key) for key in kwargs]
+        nodes[index] = replace(
+            nodes[index],
+            kwargs=_joined(nodes[index].kwargs, plain(kwargs)),
+            changes=_changes(nodes[index].place, [*nodes[index].changes, *changes]),
+        )
+    return nodes
+
+
+def _joined(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    joins = {key for key in changes if isinstance(values.get(key), dict) and isinstance(changes[key], dict)}
+    return {**values, **{key: _joined(values[key], x) if key in joins else x for key, x in changes.items()}}
