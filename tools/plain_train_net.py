@@ -107,9 +107,9 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> Mapping[str, Any]:
     cfg = load_config(args)
     default_setup(cfg, args)
-    if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
-        raise ConfigError("--eval-only needs weights: add MODEL.WEIGHTS=FILE, or --resume")
     model = build_model(cfg)
+    if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume or getattr(model, "part_weights", {})):
+        raise ConfigError("--eval-only needs weights: add MODEL.WEIGHTS=FILE, or --resume")
     if args.eval_only:
         DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     else:

@@ -96,13 +96,13 @@ def main(args: argparse.Namespace) -> Mapping[str, Any] | None:
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> Mapping[str, Any]:
-    if not cfg.MODEL.WEIGHTS and not resume:
-        raise ConfigError(
-            "--eval-only needs weights: add MODEL.WEIGHTS=FILE, or --resume for the last checkpoint in OUTPUT_DIR"
-        )
     if not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only needs a dataset: set DATASETS.TEST")
     model = Trainer.build_model(cfg)
+    if not (cfg.MODEL.WEIGHTS or resume or getattr(model, "part_weights", {})):
+        raise ConfigError(
+            "--eval-only needs weights: add MODEL.WEIGHTS=FILE, or --resume for the last checkpoint in OUTPUT_DIR"
+        )
     if cfg.TEST.AUG.ENABLED:
         with_test_time_augmentation(cfg, model)  # What cannot be done shall fail before the first evaluation.
     DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
