@@ -15,6 +15,7 @@ import torch
 from detlib import model_zoo
 from detlib.config import CfgNode, get_cfg
 from detlib.modeling import build_model
+from detlib.solver import build_optimizer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GOLDEN = Path(__file__).parent / "golden"
@@ -100,3 +101,20 @@ def test_config_builds_and_its_dump_reloads_to_the_same(path, tmp_path):
     (tmp_path / "config.yaml").write_text(cfg.dump())
     assert read(tmp_path / "config.yaml") == cfg
     assert weights(cfg)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "graph").glob("*.yaml")), ids=lambda path: path.name)
+def test_graph_config_trains_a_step(path, sample):
+    cfg = read(path)
+    cfg.merge_from_list(["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    before = {name: x.detach().clone() for name, x in model.named_parameters() if x.requires_grad}
+    labels = {"sem_seg": torch.zeros(64, 64, dtype=torch.int64), "label": 0}
+    losses = model([{**sample(64, 64, [[8, 8, 40, 40]], [0]), **labels} for _ in range(2)])
+    sum(losses.values()).backward()
+    build_optimizer(cfg, model).step()
+    after = dict(model.named_parameters())
+    changed = [name for name, x in before.items() if not x.equal(after[name])]
+    assert {name.split(".")[1] for name in changed} == {name.split(".")[1] for name in before}  # every node learns
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
