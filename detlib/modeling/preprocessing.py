@@ -11,13 +11,19 @@ from detlib.structures import ImageList
 from detlib.utils.errors import DatasetError
 
 __all__ = [
+    "CLASS_LABELS",
     "ImagePreprocessor",
     "PreprocessesImages",
+    "check_sem_seg",
     "class_labels_of",
     "instances_of",
     "output_size_of",
-    "sem_seg_of",
+    "pad_labels",
+    "whole_label",
 ]
+
+CLASS_LABELS = ("score", "labels", "label")
+"""Entries by which a sample says what its image shows; the first that is there counts."""
 
 
 class ImagePreprocessor(nn.Module):
@@ -106,10 +112,8 @@ def instances_of(batched_inputs: list[dict[str, Any]], device: torch.device) -> 
     return [sample["instances"].to(device) for sample in batched_inputs]
 
 
-def sem_seg_of(
-    batched_inputs: list[dict[str, Any]], num_classes: int | None, ignore_value: int, device: torch.device
-) -> list[Tensor]:
-    """The label maps of a training batch, (H, W) int64, on ``device``.
+def check_sem_seg(batched_inputs: list[dict[str, Any]], num_classes: int | None, ignore_value: int) -> None:
+    """Look at the label maps of a training batch.
 
     Args:
         num_classes: labels must be below it or ``ignore_value``; None takes them as they are.
@@ -125,7 +129,6 @@ def sem_seg_of(
                 f"dataset whose samples have sem_seg_file_name (DATASETS.TRAIN), or call model.eval() to predict."
             )
         _check_labels(sample, num_classes, ignore_value)
-    return [sample["sem_seg"].to(device, torch.int64, non_blocking=True) for sample in batched_inputs]
 
 
 def _check_labels(sample: dict[str, Any], num_classes: int | None, ignore_value: int) -> None:
@@ -146,6 +149,19 @@ def _check_labels(sample: dict[str, Any], num_classes: int | None, ignore_value:
         )
 
 
+def pad_labels(labels: Iterable[Tensor], images: ImageList, ignore_value: int) -> Tensor:
+    """Label maps of a batch as (N, H, W) int64, with ``ignore_value`` where the images are padded.
+
+    Args:
+        labels: of each image, of its size or padded.
+    """
+    device, (height, width) = images.device, images.tensor.shape[-2:]
+    padded = torch.full((len(images), height, width), ignore_value, dtype=torch.int64, device=device)
+    for target, label, (h, w) in zip(padded, labels, images.image_sizes, strict=True):
+        target[:h, :w].copy_(label[:h, :w], non_blocking=True)
+    return padded
+
+
 def class_labels_of(batched_inputs: list[dict[str, Any]], num_classes: int, device: torch.device) -> Tensor:
     """What the images of a training batch show, on ``device``.
 
@@ -156,7 +172,7 @@ def class_labels_of(batched_inputs: list[dict[str, Any]], num_classes: int, devi
     Raises:
         DatasetError: a sample has none of them, or others than the first one has; or a label of an unknown class.
     """
-    key = next((key for key in ("score", "labels", "label") if key in batched_inputs[0]), "label")
+    key = next((key for key in CLASS_LABELS if key in batched_inputs[0]), "label")
     for sample in batched_inputs:
         if key not in sample:
             raise DatasetError(
@@ -182,11 +198,20 @@ def _class_indices(sample: dict[str, Any], num_classes: int) -> list[int]:
     return [_class_index(label, sample, num_classes) for label in labels]
 
 
-def _class_index(label: Any, sample: dict[str, Any], num_classes: int) -> int:
+def whole_label(label: Any, sample: dict[str, Any]) -> int:
+    """The number of the class that a sample shows.
+
+    Raises:
+        DatasetError: it is no whole number.
+    """
     try:
-        index = operator.index(label)
+        return operator.index(label)
     except TypeError:
         raise DatasetError(f"the label of {_name(sample)} is {label!r}; it must be a whole number") from None
+
+
+def _class_index(label: Any, sample: dict[str, Any], num_classes: int) -> int:
+    index = whole_label(label, sample)
     if not 0 <= index < num_classes:
         hint = f". Set MODEL.CLASSIFIER.NUM_CLASSES to {index + 1} or more if it is a class" if index > 0 else ""
         raise DatasetError(

@@ -32,6 +32,8 @@ __all__ = [
     "build_top_block",
 ]
 
+_PLACES = "It is set in MODEL.FPN, or where FPN is named as a neck."
+
 
 class FPN(Backbone):
     """Carry what the deep levels of ``bottom_up`` know down to its fine ones."""
@@ -58,12 +60,12 @@ class FPN(Backbone):
         """
         super().__init__()
         if fuse_type not in ("sum", "avg"):
-            raise ConfigError(f"MODEL.FPN.FUSE_TYPE is {fuse_type!r}; it must be 'sum' or 'avg'.")
+            raise ConfigError(f"FPN: FUSE_TYPE is {fuse_type!r}; it must be 'sum' or 'avg'. {_PLACES}")
         input_shapes = bottom_up.output_shape()
         missing = [f for f in in_features if f not in input_shapes]
         if missing or not in_features:
             raise ConfigError(
-                f"MODEL.FPN.IN_FEATURES is {list(in_features)}, but the backbone gives {', '.join(input_shapes)}."
+                f"FPN: IN_FEATURES is {list(in_features)}, but the backbone gives {', '.join(input_shapes)}. {_PLACES}"
             )
         strides = [input_shapes[f].stride for f in in_features]
         _assert_strides_are_log2_contiguous(strides)
@@ -86,7 +88,7 @@ class FPN(Backbone):
             if top_block.in_feature not in (*input_shapes, *(f"p{stage}" for stage in stages)):
                 raise ConfigError(
                     f"{type(top_block).__name__} builds on {top_block.in_feature!r}, but the levels are "
-                    f"{', '.join(f'p{stage}' for stage in stages)}; change MODEL.FPN.IN_FEATURES or TOP_BLOCK."
+                    f"{', '.join(f'p{stage}' for stage in stages)}; change IN_FEATURES or TOP_BLOCK. {_PLACES}"
                 )
             stages += range(stages[-1] + 1, stages[-1] + 1 + top_block.num_levels)
         self._out_features = [f"p{stage}" for stage in stages]
@@ -247,7 +249,7 @@ def _top_block(name: str, in_channels: int, out_channels: int, in_feature: str) 
         return LastLevelMaxPool()
     if name == "LastLevelP6P7":
         return LastLevelP6P7(in_channels, out_channels, in_feature)
-    raise ConfigError(f"MODEL.FPN.TOP_BLOCK is {name!r}; it must be LastLevelMaxPool, LastLevelP6P7 or empty.")
+    raise ConfigError(f"FPN: TOP_BLOCK is {name!r}; it must be LastLevelMaxPool, LastLevelP6P7 or empty. {_PLACES}")
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str | Callable) -> Conv2d:
@@ -263,10 +265,9 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str | Cal
     return conv
 
 
-def _assert_strides_are_log2_contiguous(strides: list[int]) -> None:
-    for fine, coarse in pairwise(strides):
-        if coarse != 2 * fine:
-            raise ConfigError(
-                f"FPN needs feature maps whose strides double, got {strides}; change MODEL.FPN.IN_FEATURES or the "
-                f"backbone's dilation."
-            )
+def _assert_strides_are_log2_contiguous(strides: list[int | None]) -> None:
+    if not all(strides) or any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
+        raise ConfigError(
+            f"FPN needs feature maps whose strides double, got {strides}; change the backbone's dilation, or "
+            f"IN_FEATURES. {_PLACES}"
+        )

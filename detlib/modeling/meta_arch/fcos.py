@@ -103,8 +103,8 @@ class FCOS(DenseDetector):
         self.max_detections_per_image = max_detections_per_image
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, backbone: Backbone | None = None) -> dict[str, Any]:
-        backbone = backbone or build_backbone(cfg)
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        backbone = build_backbone(cfg)
         feature_shapes = select_shapes(backbone.output_shape(), cfg.MODEL.FCOS.IN_FEATURES, "MODEL.FCOS.IN_FEATURES")
         return {
             "backbone": backbone,

@@ -5,8 +5,9 @@ list of their strides) and ``feature_dict`` (the maps by name) are those of the 
 whose name contains ``loss`` is part of the training loss. Nodes run in the order of the list.
 """
 
-import functools
-import logging
+import os
+import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,25 +18,38 @@ from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.meta_arch.graph.build import Setting, Shapes, overlaid
 from detlib.modeling.meta_arch.graph.config import NodeConfig, read_nodes, suggestion
 from detlib.modeling.meta_arch.graph.parts import Data, part_of
+from detlib.modeling.meta_arch.graph.results import losses_of, results_of
 from detlib.modeling.meta_arch.graph.run import GraphRun
 from detlib.modeling.meta_arch.graph.trial import check_layers
-from detlib.modeling.meta_arch.graph.wires import Node, check_wires, join_features
-from detlib.modeling.preprocessing import ImagePreprocessor, PreprocessesImages
-from detlib.structures import ImageList
+from detlib.modeling.meta_arch.graph.wires import FROM_BATCH, Node, check_wires, join_features
+from detlib.modeling.preprocessing import (
+    ImagePreprocessor,
+    PreprocessesImages,
+    check_sem_seg,
+    pad_labels,
+    whole_label,
+)
 from detlib.utils.errors import (
     ConfigAssertionError,
     ConfigError,
     ConfigKeyError,
     ConfigRuntimeError,
     ConfigTypeError,
+    CustomImportError,
     DatasetError,
     DetlibError,
 )
-from detlib.utils.events import log_scalar
 
 __all__ = ["ModuleGraph"]
 
-_logger = logging.getLogger(__name__)
+# What an error of a part becomes, so that it can still be caught as what it was.
+_KINDS: dict[type[Exception], type[ConfigError]] = {
+    KeyError: ConfigKeyError,
+    TypeError: ConfigTypeError,
+    AssertionError: ConfigAssertionError,
+    RuntimeError: ConfigRuntimeError,
+    ImportError: CustomImportError,
+}
 
 
 @META_ARCH_REGISTRY.register()
@@ -54,11 +68,13 @@ class ModuleGraph(PreprocessesImages, nn.Module):
         plan: list[Node],
         nodes: nn.ModuleDict,
         preprocessor: ImagePreprocessor,
-        outputs: list[str],
+        inputs: Sequence[str] = (),
+        outputs: Sequence[str] = (),
         ignore_value: int = 255,
     ) -> None:
         """
         Args:
+            inputs: entries of samples that nodes take, beyond images and the usual labels.
             outputs: entries that predictions have; empty for all that nodes give but features and losses.
             ignore_value: label of pixels that do not count, with which label maps are padded.
         """
@@ -72,7 +88,7 @@ class ModuleGraph(PreprocessesImages, nn.Module):
             if node.config.freeze:
                 nodes[node.name].requires_grad_(False)
         self.train()
-        check_layers(self, {node.name: node for node in plan})
+        check_layers(self, (*FROM_BATCH, *inputs))
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -80,7 +96,8 @@ class ModuleGraph(PreprocessesImages, nn.Module):
         return {
             "plan": plan,
             "nodes": nodes,
-            "preprocessor": _preprocessor(cfg, nodes),
+            "preprocessor": _preprocessor(cfg, plan),
+            "inputs": cfg.MODEL.MODULE_GRAPH.INPUTS,
             "outputs": cfg.MODEL.MODULE_GRAPH.OUTPUTS,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         }
@@ -99,7 +116,7 @@ class ModuleGraph(PreprocessesImages, nn.Module):
         for node in self.plan:
             if node.runs(run.data.get("task")):
                 run.run(node, self.nodes[node.name])
-        return self._losses(run) if self.training else self._results(run, len(batched_inputs))
+        return losses_of(run, self.plan) if self.training else results_of(run, self.plan, self.outputs)
 
     @property
     def lr_factors(self) -> dict[str, float]:
@@ -133,11 +150,12 @@ class ModuleGraph(PreprocessesImages, nn.Module):
 
         It has ``image``, (N, C, H, W) normalised and padded; ``images``, the same as an ImageList; ``image_sizes``, the
         (height, width) of each before padding; ``batched_inputs``; ``task``, if samples have one, the same for all;
-        ``label``, (N,) int64; ``gt_instances``, the ``instances`` of the samples; ``sem_seg``, (N, H, W) int64, padded;
-        and whatever else all samples have, as a list under its own name.
+        ``label``, (N,) int64; ``gt_instances``, the ``instances`` of the samples; ``sem_seg``, when training padded to
+        (N, H, W) int64; and whatever else all samples have, as a list under its own name.
 
         Raises:
-            DatasetError: samples of several tasks are in one batch.
+            DatasetError: samples of several tasks are in one batch, a label is no whole number, or the labels of pixels
+                are not of the size of their image.
         """
         images = self.preprocess_image(batched_inputs)
         common = set(batched_inputs[0]).intersection(*batched_inputs) - {"image"}
@@ -147,11 +165,13 @@ class ModuleGraph(PreprocessesImages, nn.Module):
                 raise DatasetError(f"a batch has samples of the tasks {data['task']}; they must all be of one task")
             data["task"] = data["task"][0]
         if "label" in data:
-            data["label"] = torch.as_tensor(data["label"], dtype=torch.int64).to(self.device, non_blocking=True)
+            labels = torch.tensor([whole_label(sample["label"], sample) for sample in batched_inputs])
+            data["label"] = labels.to(self.device, non_blocking=True)
         if "instances" in data:
             data["gt_instances"] = [instances.to(self.device) for instances in data.pop("instances")]
-        if "sem_seg" in data:
-            data["sem_seg"] = self._padded_labels(data["sem_seg"], images)
+        if "sem_seg" in data and self.training:
+            check_sem_seg(batched_inputs, None, self.ignore_value)
+            data["sem_seg"] = pad_labels(data["sem_seg"], images, self.ignore_value)
         return {
             **data,
             "image": images.tensor,
@@ -159,53 +179,6 @@ class ModuleGraph(PreprocessesImages, nn.Module):
             "image_sizes": images.image_sizes,
             "batched_inputs": batched_inputs,
         }
-
-    def _padded_labels(self, labels: list[Tensor], images: ImageList) -> Tensor:
-        padded = labels[0].new_full((len(labels), *images.tensor.shape[-2:]), self.ignore_value, dtype=torch.int64)
-        for target, label in zip(padded, labels):
-            target[: label.shape[0], : label.shape[1]] = label
-        return padded.to(self.device, non_blocking=True)
-
-    def _losses(self, run: GraphRun) -> dict[str, Tensor]:
-        """Entries of nodes that are losses, each times its weight; other scalars go to the event storage."""
-        losses = {}
-        for key, node in run.givers.items():
-            value = run.data[key]
-            if "loss" in key:
-                losses[key] = _checked_loss(value, key, node) * _weight(key, node)
-            elif isinstance(value, Tensor) and value.dim() == 0:
-                log_scalar(key, value.detach())
-        if not losses:
-            names = ", ".join(run.givers) or "nothing"
-            raise ConfigRuntimeError(
-                f"no loss: a training needs a node that gives an entry with 'loss' in its name; nodes gave {names}"
-            )
-        return losses
-
-    def _results(self, run: GraphRun, num_images: int) -> list[dict[str, Any]]:
-        """A dict for each image, of ``results`` or of what the nodes predict."""
-        if "results" in run.givers:
-            results = run.data["results"]
-            self._check_length("results", results, num_images)
-            return results
-        for key in self.outputs:
-            if key not in run.data:
-                names = ", ".join(run.data)
-                raise ConfigKeyError(f"MODEL.MODULE_GRAPH.OUTPUTS has {key!r}, which no node gives; there is {names}")
-        keys = self.outputs or [key for key, node in run.givers.items() if "loss" not in key and _is_result(key, node)]
-        for key in keys:
-            self._check_length(key, run.data[key], num_images)
-        return [{key: run.data[key][index] for key in keys} for index in range(num_images)]
-
-    @staticmethod
-    def _check_length(key: str, value: Any, num_images: int) -> None:
-        sized = isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.dim() > 0)
-        if not sized or len(value) != num_images:
-            came = f"a {type(value).__name__}" + (f" of {len(value)}" if sized else "")
-            raise ConfigError(
-                f"{key!r} must have an item for each of the {num_images} images, but it is {came}; list what to "
-                f"predict in MODEL.MODULE_GRAPH.OUTPUTS"
-            )
 
 
 def build_nodes(cfg: CfgNode) -> tuple[list[Node], nn.ModuleDict]:
@@ -235,8 +208,8 @@ def _build_node(config: NodeConfig, cfg: CfgNode, shapes: dict[str, Shapes]) -> 
             raise ConfigTypeError(f"{config.type} gave a {type(module).__name__}; it must give a torch.nn.Module")
         shape = part.output_shape(module, input_shape)
         _check_taps(config, module)
-        return Node(config, part, shape, part.wires(module, config)), module
-    except (DetlibError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        return Node(config, part, shape, part.wires(module, config), part.padding(module, input_shape)), module
+    except Exception as error:  # Constructors of users can fail in any way.
         raise _in_node(error, config) from error
 
 
@@ -250,40 +223,22 @@ def _check_taps(config: NodeConfig, module: nn.Module) -> None:
 
 def _in_node(error: Exception, config: NodeConfig) -> ConfigError:
     """The error with the name of the node in front, which can still be caught as what it was."""
-    text = str(error) if isinstance(error, DetlibError) else f"{config.type}: {type(error).__name__}: {error}"
-    kinds = {KeyError: ConfigKeyError, TypeError: ConfigTypeError, AssertionError: ConfigAssertionError}
-    kind = next((kind for base, kind in kinds.items() if isinstance(error, base)), ConfigError)
+    text = str(error)
+    if not isinstance(error, DetlibError):
+        text = f"{config.type}: {type(error).__name__}: {error}{_raised_at(error)}"
+    kind = next((kind for base, kind in _KINDS.items() if isinstance(error, base)), ConfigError)
     return kind(f"{config}: {text}")
 
 
-def _preprocessor(cfg: CfgNode, nodes: nn.ModuleDict) -> ImagePreprocessor:
-    size_divisibility = max(getattr(module, "size_divisibility", 0) for module in nodes.values())
-    squares = [getattr(module, "padding_constraints", {}).get("square_size", 0) for module in nodes.values()]
-    constraints = {"square_size": max(squares)} if any(squares) else {}
-    return ImagePreprocessor(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, size_divisibility, constraints)
+def _raised_at(error: Exception) -> str:
+    """Where the code of a part has failed, as tools print errors without a traceback."""
+    torch_folder = os.path.dirname(torch.__file__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(torch_folder)]
+    return f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
 
 
-def _checked_loss(value: Any, key: str, node: Node) -> Tensor:
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise ConfigTypeError(f"{node} gives {key!r}, which must be one number, as it is a loss; it is {came}")
-    if not value.requires_grad:
-        _warn_once(f"{node}: nothing can be learned from {key!r}, as it has no gradient")
-    return value.reshape(())
-
-
-def _weight(key: str, node: Node) -> float:
-    weights = node.config.loss_weights
-    if isinstance(weights, float):
-        return weights
-    return weights.get(key, weights.get(key.removeprefix(f"{node.name}."), 1.0))
-
-
-def _is_result(key: str, node: Node) -> bool:
-    """Whether a prediction has an entry; not those that a module declares to be for later nodes."""
-    return node.wires is None or node.config.inputs is not None or key not in node.wires.outputs
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    _logger.warning(message)
+def _preprocessor(cfg: CfgNode, plan: list[Node]) -> ImagePreprocessor:
+    """One for all nodes: images are padded to the largest multiple and the largest square that they ask for."""
+    padding = {key: max(node.padding.get(key, 0) for node in plan) for key in ("size_divisibility", "square_size")}
+    square = {"square_size": padding["square_size"]}
+    return ImagePreprocessor(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, padding["size_divisibility"], square)

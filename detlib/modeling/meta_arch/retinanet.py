@@ -107,8 +107,8 @@ class RetinaNet(DenseDetector):
         self.input_format = input_format
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, backbone: Backbone | None = None) -> dict[str, Any]:
-        backbone = backbone or build_backbone(cfg)
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        backbone = build_backbone(cfg)
         feature_shapes = select_shapes(
             backbone.output_shape(), cfg.MODEL.RETINANET.IN_FEATURES, "MODEL.RETINANET.IN_FEATURES"
         )

@@ -16,7 +16,13 @@ from detlib.layers import Conv2d, ShapeSpec, get_norm
 from detlib.modeling.backbone import Backbone, build_backbone, select_shapes
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.postprocessing import sem_seg_postprocess
-from detlib.modeling.preprocessing import ImagePreprocessor, PreprocessesImages, output_size_of, sem_seg_of
+from detlib.modeling.preprocessing import (
+    ImagePreprocessor,
+    PreprocessesImages,
+    check_sem_seg,
+    output_size_of,
+    pad_labels,
+)
 from detlib.structures import ImageList
 from detlib.utils.errors import ConfigError
 from detlib.utils.registry import Registry
@@ -205,12 +211,8 @@ def batch_targets(batched_inputs: list[dict[str, Any]], images: ImageList, sem_s
     """The (N, H, W) labels of a training batch, padded as the images are, with the head's ``ignore_value``."""
     # Heads of projects need not state their classes; their labels are then taken as they are.
     num_classes = getattr(sem_seg_head, "num_classes", None)
-    labels = sem_seg_of(batched_inputs, num_classes, sem_seg_head.ignore_value, images.device)
-    height, width = images.tensor.shape[-2:]
-    padded = labels[0].new_full((len(labels), height, width), sem_seg_head.ignore_value)
-    for target, label in zip(padded, labels):
-        target[: label.shape[0], : label.shape[1]] = label
-    return padded
+    check_sem_seg(batched_inputs, num_classes, sem_seg_head.ignore_value)
+    return pad_labels([sample["sem_seg"] for sample in batched_inputs], images, sem_seg_head.ignore_value)
 
 
 def resize_to_output(

@@ -110,3 +110,9 @@ def test_retinanet_backbone_without_res5_names_the_key(tiny_cfg):
     tiny_cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
     with pytest.raises(ConfigError, match=r"needs res5.*OUT_FEATURES"):
         build_backbone(tiny_cfg)
+
+
+def test_maps_without_a_stride_are_refused(monkeypatch):
+    monkeypatch.setitem(STRIDES, "res4", None)
+    with pytest.raises(ConfigError, match=r"strides double, got \[8, None, 32\].*in MODEL.FPN, or .* as a neck"):
+        fpn()

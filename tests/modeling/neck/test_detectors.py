@@ -12,6 +12,8 @@ NECKS = {
     "PAFPN": {"NAME": "PAFPN", "OUT_CHANNELS": 16, "ADD_EXTRA_CONVS": "on_output", "RELU_BEFORE_EXTRA_CONVS": True},
     "PAFPN-input": {"NAME": "PAFPN", "OUT_CHANNELS": 16, "ADD_EXTRA_CONVS": "on_input", "NORM": "BN"},
     "BiFPN": {"NAME": "BiFPN", "OUT_CHANNELS": 16, "NUM_LAYERS": 2},
+    "FPN": {"NAME": "FPN", "OUT_CHANNELS": 16, "TOP_BLOCK": "LastLevelP6P7"},
+    "FPN-p5": {"NAME": "FPN", "OUT_CHANNELS": 16, "TOP_BLOCK": "LastLevelP6P7", "TOP_BLOCK_IN_FEATURE": "p5"},
 }
 
 
@@ -46,10 +48,12 @@ def test_retinanet_trains_on_p3_to_p7(tiny_cfg, batch, neck):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("neck", ["PAFPN", "BiFPN"])
+@pytest.mark.parametrize(
+    "neck", [{"NAME": "PAFPN"}, {"NAME": "BiFPN"}, {"NAME": "FPN", "TOP_BLOCK": "LastLevelMaxPool"}]
+)
 def test_faster_rcnn_trains_on_p2_to_p6(tiny_rcnn_cfg, batch, neck):
     stages = ["res2", "res3", "res4", "res5"]
-    cfg = on_resnet(tiny_rcnn_cfg, {"NAME": neck, "IN_FEATURES": stages, "OUT_CHANNELS": 16}, stages)
+    cfg = on_resnet(tiny_rcnn_cfg, {**neck, "IN_FEATURES": stages, "OUT_CHANNELS": 16}, stages)
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[8], [16], [32], [64], [128]]
     cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
     cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
@@ -68,6 +72,28 @@ def test_weights_of_the_bottom_up_network_have_the_names_that_they_have_in_an_fp
     assert torch.equal(model.backbone.bottom_up.stem.conv1.weight, fpn["backbone.bottom_up.stem.conv1.weight"])
 
 
+def test_fpn_as_a_neck_gives_what_a_backbone_with_fpn_gives(tiny_cfg, batch):
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg)
+    necked = build_model(on_resnet(tiny_cfg, NECKS["FPN"]))
+    weights = model.state_dict()
+    for name in list(weights):
+        if name.startswith(("backbone.fpn_", "backbone.top_block.")):
+            weights[name.replace("backbone.", "backbone.neck.")] = weights.pop(name)
+    necked.load_state_dict(weights)  # All of them, and no others.
+    assert necked(batch) == model(batch)
+
+
+def test_fpn_as_a_neck_names_what_it_cannot_take(tiny_cfg):
+    with pytest.raises(ConfigError, match=r"IN_FEATURES is \['res2'\], but the backbone gives res3, .*named as a neck"):
+        build_model(on_resnet(tiny_cfg, {**NECKS["FPN"], "IN_FEATURES": ["res2"]}))
+
+
+def test_fpn_as_a_neck_names_the_top_blocks(tiny_cfg):
+    with pytest.raises(ConfigError, match=r"TOP_BLOCK is 'P6P7'; it must be LastLevelMaxPool, LastLevelP6P7 or empty"):
+        build_model(on_resnet(tiny_cfg, {**NECKS["FPN"], "TOP_BLOCK": "P6P7"}))
+
+
 def test_without_a_neck_the_backbone_stays_alone(tiny_cfg):
     assert not isinstance(build_backbone(on_resnet(tiny_cfg, {"NAME": ""})), BackboneWithNeck)
 
@@ -78,7 +104,7 @@ def test_a_neck_that_makes_no_maps_is_refused_by_a_detector(tiny_cfg):
 
 
 def test_all_necks_of_the_library_are_registered(tiny_cfg):
-    assert {"PAFPN", "BiFPN", "GlobalAveragePooling"} <= {name for name, _ in NECK_REGISTRY}
+    assert {"PAFPN", "BiFPN", "FPN", "GlobalAveragePooling"} <= {name for name, _ in NECK_REGISTRY}
     with pytest.raises(UnknownNameError, match="did you mean 'PAFPN'"):
         build_neck({"NAME": "PAFPN2"}, {})
 

@@ -1,105 +1,44 @@
 """How the parts that detlib has by name become nodes of a module graph: what they take from the dict and give to it."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from detlib.config import CfgNode
-from detlib.layers import ShapeSpec
+from detlib.config.component import takes
+from detlib.config.defaults import DEFAULTS
 from detlib.modeling.backbone import BACKBONE_REGISTRY, build_backbone, build_bottom_up
 from detlib.modeling.backbone.given_features import GivenFeatures
 from detlib.modeling.head import HEAD_REGISTRY
 from detlib.modeling.loss import LOSS_REGISTRY
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.meta_arch.dense_detector import DenseDetector
-from detlib.modeling.meta_arch.graph.build import Setting, Shapes, construct, overlaid
-from detlib.modeling.meta_arch.graph.config import NodeConfig, suggestion
-from detlib.modeling.meta_arch.semantic_seg import (
-    SEM_SEG_HEADS_REGISTRY,
-    batch_targets,
-    build_sem_seg_head,
-    resize_to_output,
+from detlib.modeling.meta_arch.graph.base import (
+    FEATURES,
+    CalledPart,
+    ConfiguredPart,
+    Data,
+    GraphPart,
+    maps_of,
+    prefixed,
 )
+from detlib.modeling.meta_arch.graph.build import Setting, Shapes, as_list, construct, tried_shape
+from detlib.modeling.meta_arch.graph.config import NodeConfig, suggestion
+from detlib.modeling.meta_arch.graph.targets import class_labels_for, gt_instances_for, proposals_for, sem_seg_for
+from detlib.modeling.meta_arch.semantic_seg import SEM_SEG_HEADS_REGISTRY, build_sem_seg_head, resize_to_output
 from detlib.modeling.module_zoo import MODULE_ZOO_REGISTRY, Wires
 from detlib.modeling.neck import NECK_REGISTRY
 from detlib.modeling.postprocessing import detector_postprocess
-from detlib.modeling.preprocessing import class_labels_of, output_size_of
+from detlib.modeling.preprocessing import output_size_of
 from detlib.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, build_proposal_generator
 from detlib.modeling.roi_heads import ROI_HEADS_REGISTRY, build_roi_heads
 from detlib.structures import Instances
-from detlib.utils.errors import ConfigError, ConfigTypeError, CustomImportError, UnknownNameError
+from detlib.utils.errors import ConfigError, ConfigKeyError, CustomImportError, UnknownNameError
 from detlib.utils.registry import Registry, locate
 
-__all__ = ["FEATURES", "GraphPart", "part_of"]
-
-FEATURES = ("features", "strides", "feature_dict")
-"""Entries that every node with features has of its own: a list of maps, one of their strides, and the maps by name."""
-
-Data = dict[str, Any]
-
-
-class GraphPart:
-    """How modules of one kind are built, and called with a dict. This one is for modules that take the dict itself."""
-
-    def __init__(self, target: Callable[..., nn.Module]) -> None:
-        self.target = target
-
-    def build(self, setting: Setting) -> nn.Module:
-        return construct(self.target, setting)
-
-    def wires(self, module: nn.Module, node: NodeConfig) -> Wires | None:
-        """What is known before the module runs; None if nothing is."""
-        if node.inputs is not None:
-            return Wires(inputs=node.inputs, outputs=node.outputs)
-        return getattr(module, "wires", None)
-
-    def output_shape(self, module: nn.Module, input_shape: Shapes) -> Shapes:
-        """Of the features that the module gives; empty if it gives none."""
-        if hasattr(module, "output_shape"):
-            return module.output_shape()
-        if not hasattr(module, "get_outplanes"):
-            return {}
-        planes = _as_list(module.get_outplanes())
-        strides = _as_list(module.get_outstrides()) if hasattr(module, "get_outstrides") else [None] * len(planes)
-        return {f"f{i}": ShapeSpec(channels=c, stride=s) for i, (c, s) in enumerate(zip(planes, strides, strict=True))}
-
-    def run(self, module: nn.Module, data: Data, node: NodeConfig) -> Any:
-        """Call the module and return new entries."""
-        if node.inputs is None:
-            return module(data)
-        returned = module(*(data[name] for name in node.inputs))
-        if len(node.outputs) == 1:
-            return {node.outputs[0]: returned}
-        if not isinstance(returned, tuple | list) or len(returned) != len(node.outputs):
-            count = len(returned) if isinstance(returned, tuple | list) else 1
-            raise ConfigTypeError(f"{node} names {len(node.outputs)} outputs, but its module returned {count}")
-        return dict(zip(node.outputs, returned))
-
-
-class ConfiguredPart(GraphPart):
-    """A part that reads the config; the ``kwargs`` of its node are keys of its section.
-
-    Attributes:
-        section: of the config.
-        name_section: that which has the NAME of the part.
-    """
-
-    section = ""
-    name_section = ""
-
-    def __init__(self, name: str = "") -> None:
-        """
-        Args:
-            name: in the registry of the parts; "" for what the config names.
-        """
-        self.name = name
-
-    def cfg(self, setting: Setting) -> CfgNode:
-        """The config as this node sees it."""
-        node = setting.node
-        cfg = overlaid(setting.cfg, self.section, {key.upper(): value for key, value in node.kwargs.items()}, node)
-        return overlaid(cfg, self.name_section or self.section, {"NAME": self.name}, node) if self.name else cfg
+__all__ = ["FEATURES", "BackbonePart", "Data", "GraphPart", "LossPart", "NeckPart", "part_of"]
 
 
 class BackbonePart(ConfiguredPart):
@@ -107,15 +46,39 @@ class BackbonePart(ConfiguredPart):
 
     section = "MODEL.BACKBONE"
 
+    def cfg(self, setting: Setting) -> CfgNode:
+        """The config without the options of another backbone."""
+        cfg = setting.cfg
+        if self.name and self.name != cfg.MODEL.BACKBONE.NAME:
+            cfg = cfg.clone()
+            cfg.defrost()
+            for key in set(cfg.MODEL.BACKBONE) - set(DEFAULTS["MODEL"]["BACKBONE"]):
+                del cfg.MODEL.BACKBONE[key]
+        return super().cfg(replace(setting, cfg=cfg))
+
     def build(self, setting: Setting) -> nn.Module:
-        shapes = list(setting.input_shape.values())
+        shapes = list(maps_of(setting).values()) if setting.node.prev else []
         if len(shapes) > 1:
             raise ConfigError(f"a backbone takes one feature map, but prev gives {', '.join(setting.input_shape)}")
         build = build_bottom_up if self.name else build_backbone  # The latter adds the neck of the config.
-        return build(self.cfg(setting), shapes[0] if shapes else None)
+        try:
+            return build(self.cfg(setting), shapes[0] if shapes else None)
+        except ConfigKeyError as error:
+            raise ConfigKeyError(f"{error} In a node, write that as cfg: {{MODEL: {{...}}}}.") from None
 
     def wires(self, module: nn.Module, node: NodeConfig) -> Wires:
         return Wires(inputs=("features",) if node.prev else ("image",), outputs=FEATURES)
+
+    # A backbone tells strides, and what it asks of its input, in cells of the map that it is given.
+
+    def output_shape(self, module: nn.Module, input_shape: Shapes) -> Shapes:
+        shapes, stride = module.output_shape(), _stride_of(input_shape)
+        known = stride and all(shape.stride for shape in shapes.values())
+        return {name: replace(x, stride=x.stride * stride if known else None) for name, x in shapes.items()}
+
+    def padding(self, module: nn.Module, input_shape: Shapes) -> dict[str, int]:
+        stride = _stride_of(input_shape) or 1
+        return {key: value * stride for key, value in super().padding(module, input_shape).items()}
 
     def run(self, module: nn.Module, data: Data, node: NodeConfig) -> Data:
         return {"feature_dict": module(data["features"][0] if node.prev else data["image"])}
@@ -130,21 +93,30 @@ class NeckPart(GraphPart):
     def output_shape(self, module: nn.Module, input_shape: Shapes) -> Shapes:
         if hasattr(module, "output_shape"):
             return module.output_shape()
-        return {name: ShapeSpec(channels=shape.channels) for name, shape in input_shape.items()}
+        return tried_shape(module, input_shape) if input_shape else {}
 
     def run(self, module: nn.Module, data: Data, node: NodeConfig) -> Data:
-        maps = module(data["feature_dict"])
-        return {"feature_dict": maps} if isinstance(maps, Mapping) else {"features": _as_list(maps)}
+        return _features(module(data["feature_dict"]))
 
 
 class ClassifierPart(GraphPart):
     """Heads of image classifiers, on the last of the features."""
 
     def build(self, setting: Setting) -> nn.Module:
-        offers = {"num_classes": setting.cfg.MODEL.CLASSIFIER.NUM_CLASSES}
+        if setting.cfg.MODEL.CLASSIFIER.BATCH_AUGMENTS:
+            raise ConfigError(
+                "MODEL.CLASSIFIER.BATCH_AUGMENTS mixes images before an ImageClassifier's backbone, which a graph does "
+                "not; set it to []"
+            )
+        offers: dict[str, Any] = {"num_classes": setting.cfg.MODEL.CLASSIFIER.NUM_CLASSES}
         if setting.input_shape:
             offers["in_channels"] = list(setting.input_shape.values())[-1].channels
-        return construct(self.target, setting, **offers)
+        module = construct(self.target, setting, **offers)
+        if not hasattr(module, "num_classes"):  # With which labels are compared.
+            takes_number = "num_classes" in takes(self.target)
+            given = {key.lower(): value for key, value in setting.node.kwargs.items()}
+            module.num_classes = given.get("num_classes", offers.get("num_classes" if takes_number else "in_channels"))
+        return module
 
     def wires(self, module: nn.Module, node: NodeConfig) -> Wires:
         losses = (f"{node.name}.*loss*",)
@@ -153,8 +125,7 @@ class ClassifierPart(GraphPart):
     def run(self, module: nn.Module, data: Data, node: NodeConfig) -> Data:
         features = data["feature_dict"]
         if module.training:
-            num_classes = module.scores(features).shape[1]
-            labels = class_labels_of(data["batched_inputs"], num_classes, data["image"].device)
+            labels = class_labels_for(node, data, module.num_classes)
             return prefixed(module.loss(features, labels), node)
         predictions = module.predict(features)
         return {key: [prediction[key] for prediction in predictions] for key in ("pred_score", "pred_label")}
@@ -164,8 +135,8 @@ class DenseHeadPart(GraphPart):
     """Heads of dense detectors alone: a list of maps in, predictions for every map out, under the node's name."""
 
     def build(self, setting: Setting) -> nn.Module:
-        shapes = list(setting.input_shape.values())
-        offers = {"input_shape": shapes, "in_channels": shapes[0].channels, "num_anchors": 1} if shapes else {}
+        shapes = list(maps_of(setting).values())
+        offers = {"input_shape": shapes, "in_channels": shapes[0].channels, "num_anchors": 1}
         return construct(self.target, setting, **offers)
 
     def wires(self, module: nn.Module, node: NodeConfig) -> Wires:
@@ -180,7 +151,10 @@ class LossPart(GraphPart):
 
     def build(self, setting: Setting) -> nn.Module:
         if setting.node.inputs is None:
-            raise ConfigError("a loss needs inputs: what it compares, as [logits, label]")
+            raise ConfigError("a loss needs inputs: what it compares, as inputs: [logits, label]")
+        outputs = setting.node.outputs
+        if len(outputs) > 1 or not all("loss" in name for name in outputs):
+            raise ConfigError(f"a loss gives one entry, with 'loss' in its name; outputs is {list(outputs)}")
         return construct(self.target, setting)
 
     def wires(self, module: nn.Module, node: NodeConfig) -> Wires:
@@ -200,7 +174,7 @@ class ProposalPart(ConfiguredPart):
     name_section = "MODEL.PROPOSAL_GENERATOR"
 
     def build(self, setting: Setting) -> nn.Module:
-        return build_proposal_generator(self.cfg(setting), setting.input_shape)
+        return build_proposal_generator(self.cfg(setting), maps_of(setting))
 
     def wires(self, module: nn.Module, node: NodeConfig) -> Wires:
         return Wires(
@@ -211,7 +185,7 @@ class ProposalPart(ConfiguredPart):
         )
 
     def run(self, module: nn.Module, data: Data, node: NodeConfig) -> Data:
-        gt_instances = data["gt_instances"] if module.training else None
+        gt_instances = gt_instances_for(node, data) if module.training else None
         proposals, losses = module(data["images"], data["feature_dict"], gt_instances)
         return {"proposals": proposals, **prefixed(losses if module.training else {}, node)}
 
@@ -222,7 +196,7 @@ class ROIHeadsPart(ConfiguredPart):
     section = "MODEL.ROI_HEADS"
 
     def build(self, setting: Setting) -> nn.Module:
-        return build_roi_heads(self.cfg(setting), setting.input_shape)
+        return build_roi_heads(self.cfg(setting), maps_of(setting))
 
     def wires(self, module: nn.Module, node: NodeConfig) -> Wires:
         return Wires(
@@ -233,8 +207,9 @@ class ROIHeadsPart(ConfiguredPart):
         )
 
     def run(self, module: nn.Module, data: Data, node: NodeConfig) -> Data:
-        gt_instances = data["gt_instances"] if module.training else None
-        results, losses = module(data["images"], data["feature_dict"], data["proposals"], gt_instances)
+        gt_instances = gt_instances_for(node, data) if module.training else None
+        proposals = proposals_for(node, data)
+        results, losses = module(data["images"], data["feature_dict"], proposals, gt_instances)
         return prefixed(losses, node) if module.training else {"instances": _in_output_size(results, data)}
 
 
@@ -244,7 +219,7 @@ class SemSegPart(ConfiguredPart):
     section = "MODEL.SEM_SEG_HEAD"
 
     def build(self, setting: Setting) -> nn.Module:
-        return build_sem_seg_head(self.cfg(setting), setting.input_shape)
+        return build_sem_seg_head(self.cfg(setting), maps_of(setting))
 
     def wires(self, module: nn.Module, node: NodeConfig) -> Wires:
         return Wires(
@@ -255,12 +230,11 @@ class SemSegPart(ConfiguredPart):
         )
 
     def run(self, module: nn.Module, data: Data, node: NodeConfig) -> Data:
-        samples, images = data["batched_inputs"], data["images"]
         if module.training:
-            _, losses = module(data["feature_dict"], batch_targets(samples, images, module))
+            _, losses = module(data["feature_dict"], sem_seg_for(node, data, module))
             return prefixed(losses, node)
         logits, _ = module(data["feature_dict"])
-        return {"sem_seg": resize_to_output(logits, samples, images.image_sizes)}
+        return {"sem_seg": resize_to_output(logits, data["batched_inputs"], data["image_sizes"])}
 
 
 class DenseDetectorPart(ConfiguredPart):
@@ -269,10 +243,27 @@ class DenseDetectorPart(ConfiguredPart):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.detector = META_ARCH_REGISTRY.get(name)
-        self.section = self.detector.num_classes_key.rpartition(".")[0]
+        self.section = getattr(self.detector, "num_classes_key", "").rpartition(".")[0]
 
     def build(self, setting: Setting) -> nn.Module:
-        return self.detector(self.cfg(setting), backbone=GivenFeatures(setting.input_shape))
+        name = self.detector.__name__
+        if setting.node.kwargs and not self.section:
+            raise ConfigError(f"{name} has no num_classes_key, which tells its section; write cfg in place of kwargs")
+        cfg = self.cfg(setting).clone()
+        cfg.defrost()
+        shapes = {name: {"channels": x.channels, "stride": x.stride} for name, x in maps_of(setting).items()}
+        cfg.MODEL.BACKBONE = {"NAME": "GivenFeatures", "FREEZE_AT": 0, "SHAPES": shapes}
+        cfg.MODEL.NECK = {"NAME": ""}
+        cfg.freeze()
+        module = self.detector(cfg)
+        if not isinstance(module.backbone, GivenFeatures):
+            raise ConfigError(f"{name} makes a backbone of its own; let its from_config call build_backbone(cfg)")
+        if type(module).forward is not DenseDetector.forward:
+            raise ConfigError(
+                f"{name} has a forward() of its own, which takes images rather than feature maps; move what it adds to "
+                f"forward_training() and forward_inference()"
+            )
+        return module
 
     def output_shape(self, module: nn.Module, input_shape: Shapes) -> Shapes:
         return {}
@@ -289,7 +280,8 @@ class DenseDetectorPart(ConfiguredPart):
         features = [data["feature_dict"][name] for name in module.head_in_features]
         predictions = module.head(features)
         if module.training:
-            losses = module.forward_training(data["images"], features, predictions, data["gt_instances"])
+            gt_instances = gt_instances_for(node, data)
+            losses = module.forward_training(data["images"], features, predictions, gt_instances)
             return prefixed(losses, node)
         results = module.forward_inference(data["images"], features, predictions)
         return {"instances": _in_output_size(results, data)}
@@ -313,12 +305,25 @@ def part_of(node: NodeConfig) -> GraphPart:
         UnknownNameError: nothing has this name.
         CustomImportError: it is a dotted path at which nothing can be imported.
     """
+    part = _named_part(node)
+    return CalledPart(part) if node.inputs is not None and not isinstance(part, LossPart) else part
+
+
+def _named_part(node: NodeConfig) -> GraphPart:
     if node.type in MODULE_ZOO_REGISTRY:
         target = MODULE_ZOO_REGISTRY.get(node.type)
         return target if isinstance(target, GraphPart) else GraphPart(target)
-    for registry, make in _KINDS:
-        if node.type in _names_in(registry):
-            return make(node.type)
+    found = {registry: make for registry, make in _KINDS if node.type in _names_in(registry)}
+    if len(found) > 1:
+        names = ", ".join(registry._name for registry in found)
+        raise ConfigError(f"{node} has the type {node.type!r}, which is in the registries {names}; rename one of these")
+    for make in found.values():
+        return make(node.type)
+    if node.type in META_ARCH_REGISTRY:
+        raise ConfigError(
+            f"{node} has the type {node.type!r}, which is a whole model, from images to predictions; write its parts "
+            f"as nodes, such as backbone, fpn, rpn, roi_heads and sem_seg_head"
+        )
     if "." in node.type:
         try:
             return GraphPart(locate(node.type))
@@ -331,18 +336,18 @@ def part_of(node: NodeConfig) -> GraphPart:
     )
 
 
-def prefixed(losses: Mapping[str, Tensor], node: NodeConfig) -> dict[str, Tensor]:
-    """Losses under the names that they have in a graph."""
-    return {f"{node.name}.{name}": loss for name, loss in losses.items()}
-
-
 def _in_output_size(results: list[Instances], data: Data) -> list[Instances]:
     sizes = [output_size_of(*sample) for sample in zip(data["batched_inputs"], data["image_sizes"])]
     return [detector_postprocess(result, *size) for result, size in zip(results, sizes)]
 
 
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
+def _stride_of(input_shape: Shapes) -> int | None:
+    """The stride of the only map, or that of the image."""
+    return next(iter(input_shape.values())).stride if input_shape else 1
+
+
+def _features(maps: Any) -> Data:
+    return {"feature_dict": maps} if isinstance(maps, Mapping) else {"features": as_list(maps)}
 
 
 def _head(name: str) -> GraphPart:
@@ -350,9 +355,8 @@ def _head(name: str) -> GraphPart:
     return (ClassifierPart if hasattr(head, "loss") and hasattr(head, "predict") else DenseHeadPart)(head)
 
 
-def _is_dense_detector(name: str) -> bool:
-    detector = META_ARCH_REGISTRY.get(name)
-    return isinstance(detector, type) and issubclass(detector, DenseDetector)
+def _is_dense_detector(target: Any) -> bool:
+    return isinstance(target, type) and issubclass(target, DenseDetector)
 
 
 _KINDS: tuple[tuple[Registry, Callable[[str], GraphPart]], ...] = (
@@ -368,6 +372,6 @@ _KINDS: tuple[tuple[Registry, Callable[[str], GraphPart]], ...] = (
 
 
 def _names_in(registry: Registry) -> Iterator[str]:
-    for name, _ in registry:
-        if registry is not META_ARCH_REGISTRY or _is_dense_detector(name):
+    for name, target in registry:
+        if target is not GivenFeatures and (registry is not META_ARCH_REGISTRY or _is_dense_detector(target)):
             yield name

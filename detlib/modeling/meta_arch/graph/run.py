@@ -10,7 +10,7 @@ from detlib.layers import ShapeSpec
 from detlib.modeling.meta_arch.graph.build import Shapes
 from detlib.modeling.meta_arch.graph.parts import FEATURES, Data
 from detlib.modeling.meta_arch.graph.wires import Node, join_features
-from detlib.utils.errors import ConfigError, ConfigKeyError, ConfigTypeError
+from detlib.utils.errors import ConfigError, ConfigKeyError, ConfigTypeError, DetlibError
 
 __all__ = ["GraphRun"]
 
@@ -51,6 +51,13 @@ class GraphRun:
                 )
             self.givers[key] = node
             self.data[key] = value
+        self._forget(new)
+
+    def _forget(self, new: Data) -> None:
+        """Take out of the samples what a node has given anew, such as labels that it has mixed."""
+        samples = self.data["batched_inputs"]
+        if any(key in samples[0] for key in new):
+            self.data["batched_inputs"] = [{k: v for k, v in sample.items() if k not in new} for sample in samples]
 
     def _view(self, node: Node) -> Data:
         """What the node sees: everything, but of the features those of its ``prev`` only, under its own names."""
@@ -72,9 +79,12 @@ class GraphRun:
         own = dict(view)  # The module may write into what it gets.
         try:
             returned = node.part.run(module, own, node.config)
+        except DetlibError as error:
+            error.args = (f"{node}: {error}", *error.args[1:])
+            raise
         except KeyError as error:
             name = error.args[0] if len(error.args) == 1 else None
-            if not isinstance(name, str) or name in view or isinstance(error, ConfigKeyError):
+            if not isinstance(name, str) or name in view:
                 raise
             raise ConfigKeyError(f"{node} takes {name!r}, which is not there; there is {_names(view)}") from error
         if not isinstance(returned, Mapping):
@@ -130,7 +140,8 @@ def _check_features(node: Node, maps: Mapping[str, Tensor], strides: list[int | 
     )
     if told and not fits:
         raise ConfigTypeError(
-            f"{node} declares the features {_listed(told)} (its output_shape()), but it returned {_listed(came)}"
+            f"{node} declares the features {_listed(told)} (by output_shape() or get_outplanes()), but it returned "
+            f"{_listed(came)}"
         )
 
 

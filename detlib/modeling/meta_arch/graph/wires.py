@@ -1,7 +1,7 @@
 """What flows between the nodes of a module graph, checked when the graph is built."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -40,12 +40,14 @@ class Node:
     Attributes:
         shape: of the features that it gives; empty if it gives none.
         wires: what else it takes and gives, if it tells.
+        padding: ``size_divisibility`` and ``square_size`` that it asks of the images; 0 for any.
     """
 
     config: NodeConfig
     part: GraphPart
     shape: Shapes
     wires: Wires | None
+    padding: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
