@@ -2,8 +2,7 @@
 """Train or evaluate a config with the whole loop in sight.
 
 It does what ``train_net.py`` does, with neither trainer nor hooks: a place to start from for training that differs
-in the loop itself. Missing here are mixed precision, precise batch norm statistics and the check of the losses over
-all processes.
+in the loop itself. Missing here are mixed precision, precise batch norm statistics and drawings.
 """
 
 import argparse
@@ -13,7 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from detlib.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 from detlib.config import CfgNode, get_cfg
@@ -61,7 +60,7 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
             optimizer.zero_grad()
             total_loss.backward()
 
-            means = {name: loss.item() for name, loss in comm.reduce_dict(losses).items()}
+            means = mean_losses(losses)
             if not math.isfinite(sum(means.values())):
                 raise NonFiniteLossError(f"the loss is not finite in iteration {iteration}: {means}")
             optimizer.step()
@@ -80,6 +79,13 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
             periodic_checkpointer.step(iteration)
         for writer in writers:
             writer.close()
+
+
+def mean_losses(losses: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over all processes; where one has no such loss, as its batch is of another task, it counts as 0."""
+    gathered = comm.all_gather({name: loss.item() for name, loss in losses.items()})
+    names = dict.fromkeys(name for own in gathered for name in own)
+    return {name: sum(own.get(name, 0.0) for own in gathered) / len(gathered) for name in names}
 
 
 def do_test(cfg: CfgNode, model: nn.Module) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ from detlib.engine.setup import (
     default_writers,
 )
 from detlib.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from detlib.engine.training_state import unwrap_model
 from detlib.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format, verify_results
 from detlib.modeling import build_model
 from detlib.solver import build_lr_scheduler, build_optimizer
@@ -146,11 +147,8 @@ class DefaultTrainer(TrainerBase):
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1  # A checkpoint holds the iteration that was finished.
-        elif not self.cfg.MODEL.WEIGHTS and any(not p.requires_grad for p in self.model.parameters()):
-            logger.warning(
-                "Some layers are frozen, but MODEL.WEIGHTS is empty: they stay random. To train all layers from "
-                "scratch, set MODEL.BACKBONE.FREEZE_AT=0."
-            )
+        elif not self.cfg.MODEL.WEIGHTS:
+            _warn_of_frozen_layers(unwrap_model(self.model))
 
     def train(self) -> Mapping[str, Any] | None:
         """Trains to ``SOLVER.MAX_ITER``.
@@ -199,7 +197,7 @@ class DefaultTrainer(TrainerBase):
             self._build_precise_bn() if cfg.TEST.PRECISE_BN.ENABLED else None,
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
-            self._build_drawings() if cfg.VIS_PERIOD > 0 and main else None,
+            *(self._build_drawings() if cfg.VIS_PERIOD > 0 and main else ()),
             hooks.ProgressBar() if main else None,
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
         ]
@@ -316,10 +314,31 @@ class DefaultTrainer(TrainerBase):
         loader = self.build_train_loader(cfg)
         return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
 
-    def _build_drawings(self) -> HookBase:
+    def _build_drawings(self) -> list[HookBase]:
         cfg = self.cfg
         metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
-        return hooks.VisualizePredictions(cfg.VIS_PERIOD, cfg.INPUT.FORMAT, metadata)
+        drawings: list[HookBase] = [hooks.VisualizePredictions(cfg.VIS_PERIOD, cfg.INPUT.FORMAT, metadata)]
+        if tapped := getattr(unwrap_model(self.model), "tapped_modules", []):
+            drawings.append(hooks.VisualizeFeatures(cfg.VIS_PERIOD, tapped, cfg.OUTPUT_DIR, cfg.INPUT.FORMAT))
+        return drawings
+
+
+def _warn_of_frozen_layers(model: nn.Module) -> None:
+    """Warn of those that no checkpoint is given for."""
+    loaded = tuple(f"{name}." for name in getattr(model, "part_weights", {}))
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad and not n.startswith(loaded)]
+    if not frozen:
+        return
+    if hasattr(model, "part_weights"):
+        advice = "Give their node weights of its own; or write freeze: false, and in a backbone kwargs: {FREEZE_AT: 0}"
+    else:
+        advice = "To train all layers from scratch, set MODEL.BACKBONE.FREEZE_AT=0"
+    logger.warning(
+        "%d parameters are frozen, but MODEL.WEIGHTS is empty: they stay random. They are %s. %s.",
+        len(frozen),
+        ", ".join(frozen[:3]) + (", ..." if len(frozen) > 3 else ""),
+        advice,
+    )
 
 
 def _check_image(image: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.timer import Timer
 from torch.optim import Optimizer
 
+from detlib.engine.feature_hook import VisualizeFeatures
 from detlib.engine.model_hooks import (
     AutogradProfiler,
     PreciseBN,
@@ -45,6 +46,7 @@ __all__ = [
     "ProgressBar",
     "TorchMemoryStats",
     "TorchProfiler",
+    "VisualizeFeatures",
     "VisualizePredictions",
 ]
 

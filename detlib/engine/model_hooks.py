@@ -20,7 +20,14 @@ from detlib.utils.events import EventStorage
 from detlib.utils.file_io import PathManager
 from detlib.visualization import Visualizer, readable_scale
 
-__all__ = ["AutogradProfiler", "PreciseBN", "TorchMemoryStats", "TorchProfiler", "VisualizePredictions"]
+__all__ = [
+    "AutogradProfiler",
+    "PreciseBN",
+    "TorchMemoryStats",
+    "TorchProfiler",
+    "VisualizePredictions",
+    "rgb_image",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -208,8 +215,7 @@ class VisualizePredictions(HookBase):
             self.trainer.storage.put_image("ground truth left, predictions right", drawing.transpose(2, 0, 1))
 
     def _draw(self, sample: dict[str, Any]) -> np.ndarray:
-        image = sample["image"].detach().cpu().permute(1, 2, 0).numpy()  # (H, W, C)
-        rgb = np.asarray(detection_utils.convert_image_to_rgb(image, self._image_format)).clip(0, 255).astype(np.uint8)
+        rgb = rgb_image(sample, self._image_format)
         output = self._predict(sample)
         # Classifiers take images that are too small to write on.
         scale = readable_scale(*rgb.shape[:2]) if "pred_score" in output else 1
@@ -259,3 +265,9 @@ class VisualizePredictions(HookBase):
         elif "pred_score" in output:
             visualizer.draw_classification(output["pred_score"], output.get("pred_label"))
         return visualizer.get_output().get_image()
+
+
+def rgb_image(sample: dict[str, Any], image_format: str) -> np.ndarray:
+    """(H, W, 3) uint8, of the image of a sample in the format of ``INPUT.FORMAT``."""
+    image = sample["image"].detach().cpu().permute(1, 2, 0).numpy()  # (H, W, C)
+    return np.asarray(detection_utils.convert_image_to_rgb(image, image_format)).clip(0, 255).astype(np.uint8)

@@ -150,10 +150,11 @@ def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwar
 
     Args:
         fp16_compression: send gradients in half precision.
-        kwargs: of ``DistributedDataParallel``.
+        kwargs: of ``DistributedDataParallel``. A model may say that it ``has_unused_parameters`` in some batches.
     """
     if comm.get_world_size() == 1:
         return model
+    kwargs.setdefault("find_unused_parameters", getattr(model, "has_unused_parameters", False))
     if next(model.parameters()).device.type == "cuda":
         kwargs.setdefault("device_ids", [comm.get_local_rank()])
     ddp = DistributedDataParallel(model, **kwargs)
