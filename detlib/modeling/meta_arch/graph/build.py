@@ -73,8 +73,9 @@ def construct(target: Callable[..., nn.Module], setting: Setting, **offers: Any)
         return target(**fitted)
     except TypeError as error:
         given = ", ".join(f"{key}={value!r}" for key, value in fitted.items() if key not in ("cfg", "input_shape"))
+        maps = f", as prev gives {', '.join(setting.input_shape)}" if len(shapes) > 1 else ""
         raise ConfigTypeError(
-            f"{name}{inspect.signature(target)} was called with {given or 'nothing'}: {error}"
+            f"{name}{inspect.signature(target)} was called with {given or 'nothing'}{maps}: {error}"
         ) from error
 
 
@@ -90,10 +91,12 @@ def _check_channels(
         if name in arguments and name in offers and arguments[name] != offers[name]:
             _logger.warning(f"{node} has {name} {arguments[name]}, but prev gives {offers[name]}; the former is used")
         if parameter.default is parameter.empty and name not in arguments and name not in offers:
-            problem = f", but prev {', '.join(node.prev)} declares no outputs" if node.prev else ""
+            needs = f"{getattr(target, '__name__', target)} needs {name}"
+            if not node.prev:
+                raise ConfigError(f"{needs}; the node needs prev or an explicit {name}")
             raise ConfigError(
-                f"{getattr(target, '__name__', target)} needs {name}{problem}; it needs prev, a node whose module has "
-                f"output_shape() or get_outplanes(), or an explicit {name} in kwargs"
+                f"{needs}, but prev {', '.join(node.prev)} declares no outputs, by output_shape() or get_outplanes(); "
+                f"take another prev or an explicit {name}"
             )
 
 

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 
 from detlib.layers import ShapeSpec
 from detlib.modeling.meta_arch.graph.build import Shapes
+from detlib.modeling.meta_arch.graph.config import suggestion
 from detlib.modeling.meta_arch.graph.parts import FEATURES, Data
 from detlib.modeling.meta_arch.graph.wires import Node, join_features
 from detlib.utils.errors import ConfigError, ConfigKeyError, ConfigTypeError, DetlibError
@@ -67,11 +69,10 @@ class GraphRun:
             maps = join_features({name: self.maps[name] for name in sources})
             strides = join_features({name: self.strides[name] for name in sources})
             view.update(features=list(maps.values()), strides=list(strides.values()), feature_dict=maps)
-        for outer, inner in node.config.rename_inputs.items():
-            if outer not in view:
-                raise ConfigKeyError(f"{node} renames {outer!r}, which is not there; there is {_names(view)}")
-            view[inner] = view.pop(outer)
-        return view
+        # What is not there may not be needed, as labels are when predicting.
+        renamed = {inner: view[outer] for outer, inner in node.config.rename_inputs.items() if outer in view}
+        kept = {key: value for key, value in view.items() if key not in node.config.rename_inputs}
+        return {**kept, **renamed}
 
     @staticmethod
     def _call(node: Node, module: nn.Module, view: Data) -> Data:
@@ -86,28 +87,41 @@ class GraphRun:
             name = error.args[0] if len(error.args) == 1 else None
             if not isinstance(name, str) or name in view:
                 raise
-            raise ConfigKeyError(f"{node} takes {name!r}, which is not there; there is {_names(view)}") from error
+            outer = next((key for key, inner in node.config.rename_inputs.items() if inner == name), name)
+            what = repr(name) if outer == name else f"{outer!r} as {name!r}"
+            raise ConfigKeyError(
+                f"{node} takes {what}, which is not there; {suggestion(outer, view)}There is {', '.join(sorted(view))}"
+            ) from error
         if not isinstance(returned, Mapping):
             raise ConfigTypeError(
                 f"{node} returned {'nothing' if returned is None else f'a {type(returned).__name__}'}; a module must "
                 f"return a dict of new entries: does its forward() end with return?"
             )
         new = {key: value for key, value in returned.items() if key not in view or value is not view[key]}
+        if node.shape:  # It gives features, be they those that it has got.
+            new.update({key: returned[key] for key in FEATURES if key in returned})
         _check_names(node, new, module.training)
         return {node.config.rename_outputs.get(key, key): value for key, value in new.items()}
 
     def _take_features(self, node: Node, new: Data, view: Data) -> None:
         """Move features from the new entries to those of the node, in all three forms."""
         given = {key: new.pop(key) for key in FEATURES if key in new}
+        if not given and node.shape:
+            raise ConfigTypeError(
+                f"{node} declares the features {_listed(node.shape)}, but it returned none; a module returns them as "
+                f"{{'features': [...], 'strides': [...]}}"
+            )
         if not given:
             return
         maps = given.get("feature_dict")
         features = given.get("features", list(maps.values()) if maps is not None else view.get("features", []))
+        if not isinstance(features, list | tuple) or not all(isinstance(x, Tensor) for x in features):
+            raise ConfigTypeError(f"{node} must return features as a list of tensors; it returned {_kind(features)}")
         known = [shape.stride for shape in node.shape.values()]
         told = known if len(known) == len(features) else [None] * len(features)
         strides = given.get("strides", told if "strides" not in view or node.shape else view["strides"])
-        if len(features) != len(strides):
-            raise ConfigError(f"{node}: there are {len(features)} features, but {len(strides)} strides: {strides}")
+        if not isinstance(strides, list | tuple) or len(features) != len(strides):
+            raise ConfigError(f"{node} must return a stride for each of the {len(features)} features; got {strides!r}")
         names = list(node.shape) if len(node.shape) == len(features) else [f"f{i}" for i in range(len(features))]
         maps = dict(zip(names, features)) if maps is None else maps
         _check_features(node, maps, strides)
@@ -131,12 +145,14 @@ def _check_names(node: Node, new: Data, training: bool) -> None:
 
 def _check_features(node: Node, maps: Mapping[str, Tensor], strides: list[int | None]) -> None:
     """Compare feature maps with the shapes that the node tells."""
-    came = {name: ShapeSpec(channels=x.shape[1], stride=s) for (name, x), s in zip(maps.items(), strides)}
+    # Of tokens, (N, L, C) or (N, C, L), nobody knows which are the channels.
+    channels = {name: x.shape[1] if x.dim() in (2, 4, 5) else None for name, x in maps.items()}
+    came = {name: ShapeSpec(channels=channels[name], stride=stride) for name, stride in zip(maps, strides)}
     told = {name: ShapeSpec(channels=shape.channels, stride=shape.stride) for name, shape in node.shape.items()}
     fits = came.keys() == told.keys() and all(
-        told[name].channels in (None, shape.channels)
-        and (None in (told[name].stride, shape.stride) or told[name].stride == shape.stride)
+        None in pair or pair[0] == pair[1]
         for name, shape in came.items()
+        for pair in ((told[name].channels, shape.channels), (told[name].stride, shape.stride))
     )
     if told and not fits:
         raise ConfigTypeError(
@@ -152,5 +168,6 @@ def _listed(shapes: Shapes) -> str:
     )
 
 
-def _names(view: Data) -> str:
-    return ", ".join(sorted(view))
+def _kind(value: Any) -> str:
+    inner = f" of {type(value[0]).__name__}" if isinstance(value, list | tuple) and value else ""
+    return f"a {type(value).__name__}{inner}"

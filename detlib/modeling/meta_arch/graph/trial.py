@@ -1,13 +1,18 @@
-"""A small black image through a module graph that was just built, to find layers that do not fit what comes to them."""
+"""Small black images through a module graph that was just built, to find what does not fit before there is data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from detlib.modeling.meta_arch.graph.build import in_eval_mode
+from detlib.modeling.meta_arch.graph.config import suggestion
+from detlib.modeling.meta_arch.graph.run import GraphRun
 from detlib.modeling.meta_arch.graph.wires import Node
-from detlib.utils.errors import ConfigError
+from detlib.utils.errors import ConfigError, ConfigKeyError
 
 __all__ = ["check_layers"]
 
@@ -25,44 +30,67 @@ _LAYERS: dict[type[nn.Module], tuple[str, int]] = {
 }
 
 
-@torch.no_grad()
-def check_layers(graph: nn.Module, plan: Mapping[str, Node]) -> None:
-    """Run a ModuleGraph in eval mode on one black image.
+@dataclass(frozen=True)
+class Misfit:
+    """A layer that gets other channels than it was made for.
 
-    Only a layer that gets other channels than it was made for counts. Whatever else goes wrong may be due to the image,
-    or to what samples would have brought, and ends the trial.
+    Attributes:
+        layer: its name, from that of its node on.
+    """
+
+    layer: str
+    expected: int
+    came: int
+
+
+@torch.no_grad()
+def check_layers(graph: nn.Module, known: Collection[str]) -> None:
+    """Run the nodes of a ModuleGraph in eval mode on one black image.
+
+    Only a layer that gets other channels than it was made for counts, and an entry that a node declares to take but
+    nobody gives. Whatever else goes wrong may be due to the image, or to what samples would have brought, and ends the
+    trial.
 
     Args:
-        plan: its nodes by name.
+        known: entries that come with the batch, or may.
 
     Raises:
         ConfigError: a layer does not fit; the error names its node.
+        ConfigKeyError: an entry is missing; likewise.
     """
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in graph.parameters()):
         return  # Lazy layers take their shape from what they see first, which should be data.
-    misfits: list[str] = []
-    modes = {module: module.training for module in graph.modules()}
-    handles = [
-        module.register_forward_pre_hook(_comparison(name, plan[name.partition(".")[0]], misfits))
-        for name, module in graph.nodes.named_modules()
-        if isinstance(module, tuple(_LAYERS))
-    ]
     size = max(MIN_SIZE, graph.preprocessor.size_divisibility)
-    try:
-        graph.eval()
-        with torch.random.fork_rng(devices=[]):
-            graph([{"image": torch.zeros(len(graph.pixel_mean), size, size)}])
-    except Exception as error:  # Modules of users can fail in any way.
-        if misfits:
-            raise ConfigError(misfits[0]) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    with in_eval_mode(graph), torch.random.fork_rng(devices=[]):
+        misfit = _first_misfit(graph, size, known)
+        # What comes to a layer after flatten() depends on the size of the images, which are those of the data.
+        if misfit is None or misfit != _first_misfit(graph, 2 * size, known):
+            return
+    name, _, layer = misfit.layer.partition(".")
+    node = next(node for node in graph.plan if node.name == name)
+    raise ConfigError(
+        f"{node}: its layer {layer or name} takes {misfit.expected} channels, but {misfit.came} come; compare its "
+        f"kwargs with what its prev gives"
+    )
 
 
-def _comparison(name: str, node: Node, misfits: list[str]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _first_misfit(graph: nn.Module, size: int, known: Collection[str]) -> Misfit | None:
+    misfits: list[Misfit] = []
+    run = GraphRun(graph.collate([{"image": torch.zeros(len(graph.pixel_mean), size, size)}]))
+    with ExitStack() as hooks:
+        for name, module in graph.nodes.named_modules():
+            if isinstance(module, tuple(_LAYERS)):
+                hooks.callback(module.register_forward_pre_hook(_comparison(name, misfits)).remove)
+        for node in graph.plan:
+            _check_entries(node, run, known)
+            try:
+                run.run(node, graph.nodes[node.name])
+            except Exception:  # Modules of users can fail in any way.
+                return misfits[0] if misfits else None
+    return None
+
+
+def _comparison(name: str, misfits: list[Misfit]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     """A hook that compares the channels of what comes with those that a layer takes."""
 
     def compare(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -70,10 +98,17 @@ def _comparison(name: str, node: Node, misfits: list[str]) -> Callable[[nn.Modul
         x, channels = inputs[0] if inputs else None, getattr(module, attribute)
         if not isinstance(x, Tensor) or x.dim() < max(-axis, axis + 1) or x.shape[axis] == channels:
             return
-        misfits.append(
-            f"{node}: its layer {name.partition('.')[2] or name} takes {channels} channels, but {x.shape[axis]} come, "
-            f"in a tensor of shape {tuple(x.shape)}; compare its kwargs with what its prev gives"
-        )
-        raise ConfigError(misfits[-1])
+        misfits.append(Misfit(name, channels, x.shape[axis]))
+        raise ConfigError(f"{name} takes {channels} channels")
 
     return compare
+
+
+def _check_entries(node: Node, run: GraphRun, known: Collection[str]) -> None:
+    """Nodes before may not have declared what they give, but have given it by now."""
+    for name in node.taken(training=False):
+        if name not in run.data and name not in known and "*" not in name:
+            raise ConfigKeyError(
+                f"{node} takes {name!r}, which no node before has given; {suggestion(name, run.data)}There is "
+                f"{', '.join(run.data)}. If samples bring it, list it in MODEL.MODULE_GRAPH.INPUTS"
+            )

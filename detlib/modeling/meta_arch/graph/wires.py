@@ -63,12 +63,15 @@ class Node:
     def taken(self, training: bool) -> list[str]:
         """Entries that it takes, by their names in the graph."""
         names = {inner: outer for outer, inner in self.config.rename_inputs.items()}
-        return [names.get(name, name) for name in (self.wires.taken(training) if self.wires else ())]
+        return [names.get(name, name) for name in (self.wires.taken(self._trains(training)) if self.wires else ())]
 
     def given(self, training: bool) -> list[str]:
         """Entries that it gives, by their names in the graph."""
         names = self.config.rename_outputs
-        return [names.get(name, name) for name in (self.wires.given(training) if self.wires else ())]
+        return [names.get(name, name) for name in (self.wires.given(self._trains(training)) if self.wires else ())]
+
+    def _trains(self, training: bool) -> bool:
+        return training and not self.config.freeze
 
 
 def check_wires(node: Node, earlier: Sequence[Node], inputs: Iterable[str]) -> None:
@@ -81,6 +84,9 @@ def check_wires(node: Node, earlier: Sequence[Node], inputs: Iterable[str]) -> N
         ConfigKeyError: no earlier node provides what it takes.
         ConfigError: an earlier node gives an entry that it gives, too; or gives one that it takes, but for other tasks.
     """
+    for other in earlier:
+        if other.name in node.config.prev and not _covers(other, node):
+            raise ConfigError(_partial(node, other, "its features"))
     for training in (True, False):
         for name in node.taken(training):
             _check_input(node, name, earlier, training, (*FROM_BATCH, *inputs))
@@ -110,11 +116,7 @@ def _check_input(node: Node, name: str, earlier: Sequence[Node], training: bool,
     if any(_covers(other, node) for other in givers) or name in from_batch:
         return
     if givers:
-        other = givers[-1]
-        raise ConfigError(
-            f"{node} takes {name!r} from {other.name!r} ({other.config.place}), which runs for the tasks "
-            f"{', '.join(other.config.tasks)} only; give it tasks that are all among these"
-        )
+        raise ConfigError(_partial(node, givers[-1], repr(name)))
     if any(other.wires is None for other in earlier):
         return  # One of them may give it.
     known = {key for other in earlier for key in other.given(training)}
@@ -122,6 +124,13 @@ def _check_input(node: Node, name: str, earlier: Sequence[Node], training: bool,
         f"{node} takes {name!r}, which no earlier node provides; {suggestion(name, known)}"
         f"There {'are' if known else 'is'} {', '.join(sorted(known)) or 'nothing'} of nodes and "
         f"{', '.join(from_batch)} of the batch. If samples bring it, list it in MODEL.MODULE_GRAPH.INPUTS"
+    )
+
+
+def _partial(node: Node, other: Node, what: str) -> str:
+    return (
+        f"{node} takes {what} from {other.name!r} ({other.config.place}), which runs for the tasks "
+        f"{', '.join(other.config.tasks)} only; give it tasks that are all among these"
     )
 
 
