@@ -26,7 +26,13 @@ from detlib.modeling.meta_arch.graph.base import (
 )
 from detlib.modeling.meta_arch.graph.build import Setting, Shapes, as_list, construct, tried_shape
 from detlib.modeling.meta_arch.graph.config import NodeConfig, suggestion
-from detlib.modeling.meta_arch.graph.targets import class_labels_for, gt_instances_for, proposals_for, sem_seg_for
+from detlib.modeling.meta_arch.graph.targets import (
+    class_labels_for,
+    compared_by,
+    gt_instances_for,
+    proposals_for,
+    sem_seg_for,
+)
 from detlib.modeling.meta_arch.semantic_seg import SEM_SEG_HEADS_REGISTRY, build_sem_seg_head, resize_to_output
 from detlib.modeling.module_zoo import MODULE_ZOO_REGISTRY, Wires
 from detlib.modeling.neck import NECK_REGISTRY
@@ -164,7 +170,7 @@ class LossPart(GraphPart):
         if not module.training:
             return {}
         (name,) = node.outputs or (f"{node.name}.loss",)
-        return {name: module(*(data[key] for key in node.inputs))}
+        return {name: module(*compared_by(node, data))}
 
 
 class ProposalPart(ConfiguredPart):

@@ -12,7 +12,7 @@ from detlib.modeling.preprocessing import CLASS_LABELS, check_sem_seg, class_lab
 from detlib.structures import Instances
 from detlib.utils.errors import DatasetError
 
-__all__ = ["class_labels_for", "gt_instances_for", "proposals_for", "sem_seg_for"]
+__all__ = ["class_labels_for", "compared_by", "gt_instances_for", "proposals_for", "sem_seg_for"]
 
 Samples = list[dict[str, Any]]
 
@@ -77,6 +77,23 @@ def sem_seg_for(node: NodeConfig, data: Data, head: nn.Module) -> Tensor:
     if "sem_seg" in samples[0]:
         check_sem_seg(samples, *limits)
     return pad_labels(data["sem_seg"], data["images"], head.ignore_value)
+
+
+def compared_by(node: NodeConfig, data: Data) -> list[Any]:
+    """The entries that a loss compares; what samples have one by one as one tensor, if it can be."""
+    entries = [data[name] for name in node.inputs]
+    samples = _samples(node, data)
+    return [
+        _stacked(entry, data["image"].device) if name in samples[0] and isinstance(entry, list) else entry
+        for name, entry in zip(node.inputs, entries)
+    ]
+
+
+def _stacked(values: list[Any], device: torch.device) -> Any:
+    try:
+        return torch.stack([torch.as_tensor(value) for value in values]).to(device)
+    except (TypeError, ValueError, RuntimeError):  # Texts, or tensors of different shapes.
+        return values
 
 
 def _samples(node: NodeConfig, data: Data) -> Samples:
