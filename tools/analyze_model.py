@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from detlib.data.datasets.register import register_datasets
 from detlib.data.detection_utils import build_augmentation
 from detlib.engine.setup import run_tool
 from detlib.modeling import build_model
+from detlib.modeling.meta_arch import ModuleGraph
+from detlib.modeling.meta_arch.graph.summary import summarize_graph
 from detlib.utils.analysis import (
     ActivationCountAnalysis,
     FlopCountAnalysis,
@@ -29,6 +32,8 @@ from detlib.utils.analysis import (
 )
 from detlib.utils.errors import ConfigError
 from detlib.utils.logger import setup_logger
+from detlib.visualization.graph import check_picture_path, draw_graph
+from detlib.visualization.graph_table import graph_table
 
 EXAMPLES = """
 Examples:
@@ -40,8 +45,11 @@ Examples:
       {prog} --config-file config.yaml --tasks flop activation --use-data --num-inputs 50
   the modules, as torch prints them:
       {prog} --config-file config.yaml --tasks structure
+  the nodes of a ModuleGraph, what flows between them and what each costs, as a table and as a picture:
+      {prog} --config-file configs/graph/multi_task_shapes.yaml --graph graph.png
 
-A multiplication with its addition counts as one operation. Weights are random, as they do not change the counts.
+A multiplication with its addition counts as one operation. Weights are random; this changes the counts only of heads
+that run on proposals, which are fewer than those of a trained model.
 """
 
 COMMON_SIZE = (600, 800)  # height and width
@@ -61,8 +69,14 @@ def parse_args() -> argparse.Namespace:
         "--tasks",
         nargs="+",
         choices=("parameter", "flop", "activation", "structure"),
-        default=["parameter", "flop"],
-        help="what to print (default: parameter flop)",
+        help="what to print (default: parameter flop, if there is no --graph)",
+    )
+    parser.add_argument(
+        "--graph",
+        nargs="?",
+        const="",
+        metavar="PICTURE",
+        help="print the nodes of a ModuleGraph with shapes and costs, and draw them as PICTURE (.png, .svg or .pdf)",
     )
     parser.add_argument(
         "--depth", type=int, default=3, metavar="N", help="levels of modules in the tables (default: 3)"
@@ -86,11 +100,15 @@ def run() -> None:
     args = parse_args()
     if min(args.num_inputs, args.depth, *(args.size or [1])) < 1:
         raise ConfigError("--num-inputs, --depth and --size must be 1 or more")
+    if args.graph:
+        check_picture_path(args.graph)
     setup_logger()
     cfg = load_config(args)
     register_datasets(cfg)
     model = build_model(cfg).eval()
-    for task in args.tasks:
+    if args.graph is not None:
+        show_graph(model, next(inputs_of(cfg, args)), Path(args.zoo or args.config_file).name, args.graph)
+    for task in args.tasks or (["parameter", "flop"] if args.graph is None else []):
         if task == "structure":
             print(f"\n{model}")
         elif task == "parameter":
@@ -150,6 +168,21 @@ def print_counts(task: str, model: nn.Module, inputs: Iterator[list[dict[str, An
     print(f"By operator: {shares}.")
     spread = f" on average of {len(totals)} images (standard deviation {np.std(totals) / unit:.3f})"
     print(f"{np.mean(totals) / unit:.3f} {name}{spread if len(totals) > 1 else ''}.")
+
+
+def show_graph(model: nn.Module, batch: list[dict[str, Any]], title: str, path: str) -> None:
+    """Print a ModuleGraph as a table, and draw it if there is a path."""
+    if not isinstance(model, ModuleGraph):
+        raise ConfigError(
+            f"--graph shows models with MODEL.META_ARCHITECTURE ModuleGraph, and this one is a {type(model).__name__}; "
+            f"--tasks structure shows its modules, and --tasks parameter flop what they cost"
+        )
+    summary = summarize_graph(model, batch)
+    print(f"\nNodes, as they run when not training:\n{graph_table(summary)}")
+    if path:
+        height, width = batch[0]["image"].shape[-2:]
+        draw_graph(summary, path, f"{title}, for an image of {height} x {width} pixels")
+        print(f"\nThe picture is in {path}.")
 
 
 if __name__ == "__main__":
