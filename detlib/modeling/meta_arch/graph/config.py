@@ -188,9 +188,9 @@ def _path(value: Any) -> str:
 
 def _rename(value: Any) -> dict[str, dict[str, str]]:
     maps = _mapping(value)
-    unknown = [key for key in maps if key not in ("input", "output")]
-    pairs = [pair for part in maps.values() for pair in _mapping(part).items()]
-    if unknown or not all(isinstance(name, str) for pair in pairs for name in pair):
+    known = {"input", "output"} >= set(maps)
+    pairs = [pair for part in maps.values() for pair in _mapping(part).items()] if known else []
+    if not known or not all(isinstance(name, str) for pair in pairs for name in pair):
         raise TypeError(f"must be as {{input: {{entry: name in the module}}, output: {{...: entry}}}}; got {value!r}")
     return {"rename_inputs": _mapping(maps.get("input")), "rename_outputs": _mapping(maps.get("output"))}
 
