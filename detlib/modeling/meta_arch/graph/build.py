@@ -142,9 +142,10 @@ def overlaid(cfg: CfgNode, section: str, values: Mapping[str, Any], node: NodeCo
     """The config with values in one of its sections, which come from a node."""
     if not values:
         return cfg
-    tree = _located(values, node.place)
+    place = f"{'kwargs' if section else 'cfg'} of {node.name}"
+    tree = _located(values, place)
     for name in reversed(section.split(".") if section else []):
-        tree = _located({name: tree}, node.place)
+        tree = _located({name: tree}, place)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.merge_from_other_cfg(tree)

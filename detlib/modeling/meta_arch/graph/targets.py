@@ -24,7 +24,7 @@ def gt_instances_for(node: NodeConfig, data: Data) -> list[Instances]:
         DatasetError: a sample has none.
     """
     device = data["image"].device
-    if "gt_instances" not in data:
+    if "gt_instances" not in data or "instances" in node.rename_inputs.values():
         return _or_tasks(instances_of, _samples(node, data), device)
     return [instances.to(device) for instances in data["gt_instances"]]
 

@@ -1,5 +1,6 @@
 """Small modules that pass a dict along, and graphs of them."""
 
+import copy
 import logging
 import textwrap
 
@@ -155,3 +156,32 @@ def batch():
 def propagate_logs(monkeypatch):
     """Lets caplog see messages although another test has called setup_logger."""
     monkeypatch.setattr(logging.getLogger("detlib"), "propagate", True)
+
+
+@pytest.fixture
+def graph_of(tiny_rcnn_cfg):
+    """Builds a graph of nodes over a narrow ResNet-18."""
+    cfg = tiny_rcnn_cfg
+    cfg.MODEL.META_ARCHITECTURE = "ModuleGraph"
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16, 32]]
+    cfg.MODEL.SEM_SEG_HEAD.merge_from_list(["IN_FEATURES", ["p3", "p4", "p5"], "COMMON_STRIDE", 8, "NUM_CLASSES", 4])
+    cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 32
+
+    def build(*net, options=()):
+        cfg.merge_from_list(list(options))
+        cfg.MODEL.MODULE_GRAPH.NET = copy.deepcopy(list(net))
+        torch.manual_seed(0)
+        return build_model(cfg)
+
+    return build
+
+
+@pytest.fixture
+def samples(sample):
+    """Two images with all kinds of labels."""
+    batch = [sample(64, 64, [[4.0, 4, 30, 40], [20, 20, 60, 60]], [0, 2]), sample(48, 72)]
+    for index, x in enumerate(batch):
+        labels = torch.full(x["image"].shape[1:], index + 1)
+        x.update(label=index, sem_seg=labels, file_name=f"{index}.jpg")
+    return batch
