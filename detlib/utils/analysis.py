@@ -136,11 +136,12 @@ def _count(
 def _taking_tensors(model: nn.Module, arguments: tuple[Any, ...]) -> Iterator[None]:
     """While open, the model maps the tensors of its arguments to the tensors of its outputs, as tracing demands.
 
-    Hooks do this rather than a module around the model, so that names of modules stay as they are.
+    Hooks do this rather than a module around the model, so that names of modules stay as they are. Outputs are copied,
+    as tracing demands that they are made while it runs, which a tensor that a module keeps is not.
     """
     hooks = [
         model.register_forward_pre_hook(lambda module, tensors: _with_tensors(arguments, iter(tensors))),
-        model.register_forward_hook(lambda module, tensors, outputs: tuple(_tensors_in(outputs))),
+        model.register_forward_hook(lambda module, tensors, outputs: tuple(x.clone() for x in _tensors_in(outputs))),
     ]
     try:
         yield

@@ -180,9 +180,11 @@ def feature_span(features: Sequence[FeatureSummary]) -> list[str]:
             runs.append([name])
     # Two in a row are as short with a comma.
     parts = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(run) for run in runs]
-    channels = list(dict.fromkeys(feature.shape[0] for feature in features))
-    names, width = ", ".join(parts), f"{'/'.join(map(str, channels))} ch"
-    return [f"{names}, {width}"] if len(names) + len(width) + 2 <= LABEL_WIDTH else [names, width]
+    names = ", ".join(parts)
+    channels = "/".join(dict.fromkeys(str(feature.channels) for feature in features if feature.channels))
+    if not channels:
+        return [names]
+    return [f"{names}, {channels} ch"] if len(names) + len(channels) + 5 <= LABEL_WIDTH else [names, f"{channels} ch"]
 
 
 def _follows(name: str, other: str) -> bool:

@@ -85,9 +85,9 @@ def _feature_lines(features: Sequence[FeatureSummary]) -> list[str]:
     """A line for each: name, channels, height x width, stride; these stand below each other."""
     cells = []
     for feature in features:
-        channels, *size = map(str, feature.shape)
+        channels = f"{feature.channels} ch" if feature.channels else ""
         stride = f"stride {feature.stride}" if feature.stride else ""
-        cells.append((f"{feature.name}:", f"{channels} ch", " x ".join(size), stride))
+        cells.append((f"{feature.name}:", channels, " x ".join(map(str, feature.size)), stride))
     widths = [max(map(len, column)) for column in zip(*cells)]
     # Sizes and channels are numbers, which end below each other.
     return [

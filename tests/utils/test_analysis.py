@@ -117,6 +117,13 @@ def test_activations_of_more_operators_can_be_counted():
     assert activation_count_operators(Detector(), batch(), supported_ops=handles)["mean"] == 5
 
 
+def test_models_may_return_tensors_that_they_keep():
+    model = Detector()
+    model.anchors = torch.zeros(5, 4)
+    model.register_forward_hook(lambda module, inputs, outputs: [*outputs, module.anchors])
+    assert FlopCountAnalysis(model.eval(), batch()).total() == CONV_FLOPS + 8
+
+
 def test_parameters_are_counted_by_name():
     assert parameter_count(Detector())["conv"] == 3 * 8 * 9 + 8
     assert "conv.weight" in parameter_count_table(Detector())

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detlib.modeling.meta_arch.graph.base import FEATURES, CalledPart, GraphPart
+from detlib.modeling.meta_arch.graph.build import in_eval_mode
 from detlib.modeling.meta_arch.graph.config import NodeConfig
-from detlib.modeling.meta_arch.graph.parts import FEATURES, BackbonePart, GraphPart, LossPart, NeckPart
+from detlib.modeling.meta_arch.graph.parts import BackbonePart, LossPart, NeckPart
 from detlib.modeling.meta_arch.graph.run import GraphRun
 from detlib.modeling.meta_arch.graph.wires import Node
 from detlib.modeling.meta_arch.module_graph import ModuleGraph
@@ -25,12 +27,22 @@ class FeatureSummary:
     """A feature map.
 
     Attributes:
-        shape: without the batch: (channels, height, width), or (channels,) of a vector.
+        shape: without the batch: (channels, height, width), (channels,) of a vector, or that of tokens.
     """
 
     name: str
     shape: tuple[int, ...]
     stride: int | None = None
+
+    @property
+    def channels(self) -> int | None:
+        """None of tokens, (length, channels) or (channels, length), as nobody knows which of the two it is."""
+        return self.shape[0] if len(self.shape) in (1, 3, 4) else None
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The shape but for the channels."""
+        return self.shape if self.channels is None else self.shape[1:]
 
 
 @dataclass(frozen=True)
@@ -84,25 +96,30 @@ class GraphSummary:
 
 @torch.no_grad()
 def summarize_graph(graph: ModuleGraph, batched_inputs: Batch) -> GraphSummary:
-    """Run a graph, for each of its tasks if it has some, and note what its nodes give.
+    """Run a graph as when predicting, for each of its tasks if it has some, and note what its nodes give.
 
     Args:
-        graph: in eval mode, as losses are not worth counting.
-        batched_inputs: what it takes.
+        batched_inputs: what the graph takes.
     """
     tasks = dict.fromkeys(task for node in graph.plan for task in node.config.tasks)
     batches = [[{**sample, "task": task} for sample in batched_inputs] for task in tasks] or [batched_inputs]
-    calls = _NodeCalls(graph)
     nodes: dict[str, NodeSummary] = {}
-    for batch in batches:
-        run, reads = _watched_run(calls, graph, batch)
-        flops = FlopCountAnalysis(calls, batch).uncalled_modules_warnings(False).by_module()
-        ran = [node for node in graph.plan if node.runs(run.data.get("task"))]
-        for index, node in enumerate(ran):
-            if node.name not in nodes:
-                takes = _takes(node, ran[:index], run, reads.get(node.name, set()))
-                nodes[node.name] = _summary(node, graph.nodes[node.name], run, takes, flops[f"calls.{node.name}"])
+    with in_eval_mode(graph):
+        for batch in batches:
+            for node in _summaries(graph, batch):
+                nodes.setdefault(node.name, node)
     return GraphSummary(tuple(nodes[node.name] for node in graph.plan))
+
+
+def _summaries(graph: ModuleGraph, batch: Batch) -> Iterator[NodeSummary]:
+    """Of the nodes that run for a batch."""
+    calls = _NodeCalls(graph)
+    run, reads = _watched_run(calls, graph, batch)
+    flops = FlopCountAnalysis(calls, batch).uncalled_modules_warnings(False).by_module()
+    ran = [node for node in graph.plan if node.runs(run.data.get("task"))]
+    for index, node in enumerate(ran):
+        takes = _takes(node, ran[:index], run, reads.get(node.name, set()))
+        yield _summary(node, graph.nodes[node.name], run, takes, flops[f"calls.{node.name}"])
 
 
 class _NodeCall(nn.Module):
@@ -172,12 +189,14 @@ def _takes(node: Node, earlier: Sequence[Node], run: GraphRun, looked_up: set[st
     outer = {inner: name for name, inner in node.config.rename_inputs.items()}
     names = node.taken(training=True) if node.wires else [outer.get(name, name) for name in sorted(looked_up)]
     targets = {outer.get(name, name) for name in node.wires.targets} if node.wires else set()
-    pairs = [(other, name) for name in names if (other := _giver(name, earlier, run, training=name in targets))]
+    givers = {name: _giver(name, earlier, run, training=name in targets) for name in names if name not in FEATURES}
+    pairs = [(other, name) for name, other in givers.items() if other is not None]
     # A module that looks nothing up, as it goes through all entries, may take features, too.
     if any(name in FEATURES for name in names) or (node.wires is None and not looked_up):
         pairs += [(other, "features") for other in _feature_givers(node, earlier, run)]
     # Where nothing else flows, prev still says what comes first.
-    takes = {other.name: [] for other in earlier if other.name in node.config.prev or other in (o for o, _ in pairs)}
+    linked = {*node.config.prev, *(other.name for other, _ in pairs)}
+    takes = {other.name: [] for other in earlier if other.name in linked}
     for other, name in pairs:
         takes[other.name].append(name)
     return {name: tuple(entries) for name, entries in takes.items()}
@@ -226,6 +245,7 @@ def _summary(
 
 
 def _kind(part: GraphPart, gives_features: bool, takes_features: bool) -> str:
+    part = part.part if isinstance(part, CalledPart) else part
     for known, kind in ((BackbonePart, "backbone"), (NeckPart, "neck"), (LossPart, "loss")):
         if isinstance(part, known):
             return kind
