@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -87,6 +88,7 @@ def _first_misfit(graph: nn.Module, size: int, known: Collection[str]) -> Misfit
                 run.run(node, graph.nodes[node.name])
             except Exception:  # Modules of users can fail in any way.
                 return misfits[0] if misfits else None
+            known = (*known, *node.given(training=False))
     return None
 
 
@@ -107,7 +109,7 @@ def _comparison(name: str, misfits: list[Misfit]) -> Callable[[nn.Module, tuple[
 def _check_entries(node: Node, run: GraphRun, known: Collection[str]) -> None:
     """Nodes before may not have declared what they give, but have given it by now."""
     for name in node.taken(training=False):
-        if name not in run.data and name not in known and "*" not in name:
+        if name not in run.data and not any(fnmatchcase(name, key) for key in known):
             raise ConfigKeyError(
                 f"{node} takes {name!r}, which no node before has given; {suggestion(name, run.data)}There is "
                 f"{', '.join(run.data)}. If samples bring it, list it in MODEL.MODULE_GRAPH.INPUTS"

@@ -96,7 +96,7 @@ def returning(zoo):
     """Registers modules that return what a function makes: ``returning("alias", lambda module, data: {...})``."""
 
     def register(alias, give, wires=None, shape=None):
-        zoo.register(alias, lambda: Returns(give, wires, shape))
+        zoo._obj_map[alias] = lambda: Returns(give, wires, shape)  # A test may do so again.
 
     return register
 
