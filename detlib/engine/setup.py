@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from detlib.config import CfgNode, import_custom_modules, set_global_cfg
 from detlib.data import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets.register import register_datasets
-from detlib.modeling import META_ARCH_REGISTRY
+from detlib.modeling.meta_arch.build import ClassOption, class_options
 from detlib.utils import comm
 from detlib.utils.collect_env import collect_env_info
 from detlib.utils.env import seed_all_rng
@@ -55,13 +54,6 @@ Examples:
   evaluate a checkpoint:
       python {prog} --config-file config.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
 """
-
-# What the metadata of datasets calls classes -> the attribute of models that names the option for their number.
-_KINDS_OF_CLASSES = {
-    "thing_classes": "num_classes_key",
-    "classes": "num_classes_key",
-    "stuff_classes": "num_stuff_classes_key",
-}
 
 
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
@@ -171,29 +163,24 @@ def check_num_classes(cfg: CfgNode) -> None:
     Of classes of whole images also with that of each test dataset: where a folder of a class is missing, the numbers of
     the others shift.
 
-    The class of the model names its options: ``num_classes_key`` for things or for classes of whole images,
-    ``num_stuff_classes_key`` for the classes of pixels. Models without, and datasets whose metadata has none of
-    ``thing_classes``, ``classes`` and ``stuff_classes``, are passed over.
+    Models that do not tell it (:func:`~detlib.modeling.meta_arch.build.class_options`), and datasets whose metadata has
+    no classes of that kind, are passed over.
 
     Raises:
         ConfigError: they differ.
     """
-    meta_arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    for kind, attribute in _KINDS_OF_CLASSES.items():
-        key = getattr(meta_arch, attribute, None)
-        if key is not None:
-            _check_num_classes(cfg, key, kind)
+    for option in class_options(cfg):
+        _check_num_classes(cfg, option)
 
 
-def _check_num_classes(cfg: CfgNode, key: str, kind: str) -> None:
-    num_classes = attrgetter(key)(cfg)
-    names = (*cfg.DATASETS.TRAIN, *(cfg.DATASETS.TEST if kind == "classes" else ()))
+def _check_num_classes(cfg: CfgNode, option: ClassOption) -> None:
+    names = (*cfg.DATASETS.TRAIN, *(cfg.DATASETS.TEST if option.kind == "classes" else ()))
     fitting: tuple[str, Sequence[str]] | None = None  # The first dataset that fits the model.
     for name in names:
-        classes = _classes_of_dataset(name, kind)
+        classes = _classes_of_dataset(name, option)
         if classes is None:
             continue
-        if len(classes) == num_classes:
+        if len(classes) == option.num_classes:
             fitting = fitting or (name, classes)
             if list(classes) != list(fitting[1]):
                 logger.warning(
@@ -203,16 +190,16 @@ def _check_num_classes(cfg: CfgNode, key: str, kind: str) -> None:
                     fitting[0],
                     _listed(fitting[1]),
                 )
-        elif fitting and kind == "classes":
+        elif fitting and option.kind == "classes":
             raise ConfigError(
                 f"the dataset {name!r} has {len(classes)} classes ({_listed(classes)}), but {fitting[0]!r} has "
-                f"{num_classes} ({_listed(fitting[1])}). Labels are the places of the names, so both need the same "
-                f"names; a class without images needs an empty folder"
+                f"{option.num_classes} ({_listed(fitting[1])}). Labels are the places of the names, so both need the "
+                f"same names; a class without images needs an empty folder"
             )
         else:
             raise ConfigError(
-                f"{key} is {num_classes}, but the dataset {name!r} has {len(classes)} classes ({_listed(classes)}). "
-                f"Write in the config: {_yaml_line(key, len(classes))}"
+                f"{option.name} is {option.num_classes}, but the dataset {name!r} has {len(classes)} classes "
+                f"({_listed(classes)}). Write in the config: {_yaml_line(option.key, len(classes))}"
             )
 
 
@@ -245,13 +232,15 @@ def _save_config(cfg: CfgNode, command: str, keep: bool) -> None:
     logger.info("The config is in %s", path)
 
 
-def _classes_of_dataset(name: str, kind: str) -> list[str] | None:
+def _classes_of_dataset(name: str, option: ClassOption) -> list[str] | None:
     if name not in DatasetCatalog.list():  # A project may feed its own loader.
         return None
     metadata = MetadataCatalog.get(name)
-    if all(metadata.get(key) is None for key in _KINDS_OF_CLASSES):
+    if option.tasks and metadata.get("task", option.tasks[0]) not in option.tasks:
+        return None
+    if all(metadata.get(kind) is None for kind in ("thing_classes", "classes", "stuff_classes")):
         DatasetCatalog.get(name)  # Datasets in COCO's format learn their classes from the file.
-    return metadata.get(kind)
+    return metadata.get(option.kind)
 
 
 def _yaml_line(key: str, value: int) -> str:

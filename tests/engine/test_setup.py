@@ -167,6 +167,76 @@ def test_other_names_of_classes_in_the_test_are_warned_of(classes_of_images, cap
     assert "'in_test' (dog, hamster) are not named as those of 'in_training' (cat, dog)" in caplog.text
 
 
+@pytest.fixture
+def two_kinds(dataset):
+    """The datasets "two_classes" of boxes, with classes of pixels, and "three_kinds" of images of classes."""
+    MetadataCatalog.get(dataset).set(thing_classes=["cat", "dog"], stuff_classes=["sky", "road", "tree", "wall"])
+    MetadataCatalog.get("three_kinds").set(classes=("cat", "dog", "owl"), task="cls")
+    DatasetCatalog.register("three_kinds", list)
+    yield (dataset, "three_kinds")
+    DatasetCatalog.remove("three_kinds")
+    MetadataCatalog.remove("three_kinds")
+
+
+GRAPH = """
+MODEL:
+  META_ARCHITECTURE: ModuleGraph
+  MODULE_GRAPH:
+    NET:
+      - {name: boxes, type: retinanet_head, kwargs: {num_classes: 2}}
+      - {name: points, type: FCOS, kwargs: {num_classes: 2}}
+      - {name: regions, type: roi_heads, kwargs: {num_classes: 2}}
+      - {name: pixels, type: sem_seg_head, kwargs: {num_classes: 4}}
+      - {name: images, type: linear_cls_head, kwargs: {num_classes: 3}}
+"""
+
+
+def graph_cfg(folder, text, datasets):
+    (folder / "graph.yaml").write_text(text)
+    cfg = get_cfg()
+    cfg.merge_from_file(str(folder / "graph.yaml"))
+    cfg.DATASETS.TRAIN = datasets
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("node", "line", "option", "number", "classes"),
+    [
+        ("boxes", 6, "MODEL.RETINANET.NUM_CLASSES", 2, "cat, dog"),
+        ("points", 7, "MODEL.FCOS.NUM_CLASSES", 2, "cat, dog"),
+        ("regions", 8, "MODEL.ROI_HEADS.NUM_CLASSES", 2, "cat, dog"),
+        ("pixels", 9, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4, "sky, road, tree, wall"),
+        ("images", 10, "MODEL.CLASSIFIER.NUM_CLASSES", 3, "cat, dog, owl"),
+    ],
+)
+def test_number_of_classes_of_a_node_is_checked_too(tmp_path, two_kinds, node, line, option, number, classes):
+    check_num_classes(graph_cfg(tmp_path, GRAPH, two_kinds))
+    start, end = GRAPH.split(f"name: {node}")
+    cfg = graph_cfg(tmp_path, f"{start}name: {node}{end.replace(str(number), '9', 1)}", two_kinds)
+    with pytest.raises(ConfigError) as error:
+        check_num_classes(cfg)
+    assert f"graph.yaml:{line}: node {node!r}: {option} is 9" in str(error.value)
+    assert f"has {number} classes ({classes})" in str(error.value)
+    advice = yaml.safe_load(str(error.value).split("Write in the config: ")[1])
+    cfg.MODEL.MODULE_GRAPH.OVERRIDES = advice["MODEL"]["MODULE_GRAPH"]["OVERRIDES"]
+    check_num_classes(cfg)
+
+
+def test_number_of_classes_of_a_node_may_come_from_the_config_around_it(tmp_path, two_kinds):
+    node = "NET: [{name: boxes, type: retinanet_head, cfg: {MODEL: {RETINANET: {NUM_CLASSES: 9}}}}]"
+    text = f"MODEL: {{META_ARCHITECTURE: ModuleGraph, RETINANET: {{NUM_CLASSES: 2}}, MODULE_GRAPH: {{{node}}}}}"
+    with pytest.raises(ConfigError, match=r"node 'boxes': MODEL\.RETINANET\.NUM_CLASSES is 9"):
+        check_num_classes(graph_cfg(tmp_path, text, two_kinds))
+    check_num_classes(graph_cfg(tmp_path, text.replace(", cfg: {MODEL: {RETINANET: {NUM_CLASSES: 9}}}", ""), two_kinds))
+
+
+def test_nodes_of_a_task_are_compared_with_datasets_of_that_task(tmp_path, two_kinds):
+    text = GRAPH.replace("kwargs: {num_classes: 3}", "kwargs: {num_classes: 9}, tasks: [other]")
+    check_num_classes(graph_cfg(tmp_path, text, two_kinds))
+    with pytest.raises(ConfigError, match="node 'images'"):
+        check_num_classes(graph_cfg(tmp_path, text.replace("[other]", "[cls]"), two_kinds))
+
+
 def test_datasets_that_a_project_loads_itself_are_not_checked():
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TRAIN = "RetinaNet", ("not_in_the_catalog",)

@@ -27,7 +27,7 @@ STAGES = ("backbone", "neck", "pre_logits")
 class ImageClassifier(PreprocessesImages, nn.Module):
     """Backbone, a neck that pools its feature maps, and a head, which has the loss."""
 
-    num_classes_key = "MODEL.CLASSIFIER.NUM_CLASSES"
+    num_image_classes_key = "MODEL.CLASSIFIER.NUM_CLASSES"
 
     @configurable
     def __init__(

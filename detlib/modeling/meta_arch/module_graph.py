@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from detlib.config import CfgNode, configurable
-from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
+from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY, ClassOption
 from detlib.modeling.meta_arch.graph.build import Setting, Shapes, overlaid
 from detlib.modeling.meta_arch.graph.config import NodeConfig, read_nodes, suggestion
 from detlib.modeling.meta_arch.graph.parts import Data, part_of
@@ -117,6 +117,12 @@ class ModuleGraph(PreprocessesImages, nn.Module):
             if node.runs(run.data.get("task")):
                 run.run(node, self.nodes[node.name])
         return losses_of(run, self.plan) if self.training else results_of(run, self.plan, self.outputs)
+
+    @classmethod
+    def class_options(cls, cfg: CfgNode) -> list[ClassOption]:
+        """The numbers of classes of those nodes whose parts tell them."""
+        settings = [Setting(node, overlaid(cfg, "", node.options, node), {}) for node in read_nodes(cfg)]
+        return [option for setting in settings for option in part_of(setting.node).class_options(setting)]
 
     @property
     def lr_factors(self) -> dict[str, float]:

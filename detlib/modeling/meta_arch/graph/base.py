@@ -1,14 +1,16 @@
 """What every kind of node has: how its module is built, what it takes and gives, and how it is called."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from detlib.config import CfgNode
 from detlib.layers import ShapeSpec
+from detlib.modeling.meta_arch.build import ClassOption, class_options_of
 from detlib.modeling.meta_arch.graph.build import Setting, Shapes, as_list, construct, overlaid
-from detlib.modeling.meta_arch.graph.config import NodeConfig
+from detlib.modeling.meta_arch.graph.config import OVERRIDES, NodeConfig
 from detlib.modeling.module_zoo import Wires
 from detlib.utils.errors import ConfigError, ConfigTypeError
 
@@ -33,6 +35,23 @@ class GraphPart:
 
     def __init__(self, target: Callable[..., nn.Module]) -> None:
         self.target = target
+
+    def cfg(self, setting: Setting) -> CfgNode:
+        """The config as this node sees it."""
+        return setting.cfg
+
+    def class_options(self, setting: Setting) -> list[ClassOption]:
+        """How many classes the config gives the module, if its attributes name such options as those of models do."""
+        node = setting.node
+        return [
+            replace(
+                option,
+                name=f"{node}: {option.name}",
+                key=f"{OVERRIDES}.{node.name}.num_classes",  # They replace what its kwargs have.
+                tasks=node.tasks,
+            )
+            for option in class_options_of(self, self.cfg(setting))
+        ]
 
     def build(self, setting: Setting) -> nn.Module:
         return construct(self.target, setting)
@@ -112,7 +131,6 @@ class ConfiguredPart(GraphPart):
         self.name = name
 
     def cfg(self, setting: Setting) -> CfgNode:
-        """The config as this node sees it."""
         node = setting.node
         cfg = overlaid(setting.cfg, self.section, {key.upper(): value for key, value in node.kwargs.items()}, node)
         return overlaid(cfg, self.name_section or self.section, {"NAME": self.name}, node) if self.name else cfg

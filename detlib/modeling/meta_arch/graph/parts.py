@@ -24,7 +24,7 @@ from detlib.modeling.meta_arch.graph.base import (
     maps_of,
     prefixed,
 )
-from detlib.modeling.meta_arch.graph.build import Setting, Shapes, as_list, construct, tried_shape
+from detlib.modeling.meta_arch.graph.build import Setting, Shapes, as_list, construct, overlaid, tried_shape
 from detlib.modeling.meta_arch.graph.config import NodeConfig, suggestion
 from detlib.modeling.meta_arch.graph.targets import (
     class_labels_for,
@@ -108,20 +108,26 @@ class NeckPart(GraphPart):
 class ClassifierPart(GraphPart):
     """Heads of image classifiers, on the last of the features."""
 
+    @property
+    def num_image_classes_key(self) -> str | None:
+        return "MODEL.CLASSIFIER.NUM_CLASSES" if "num_classes" in takes(self.target) else None
+
+    def cfg(self, setting: Setting) -> CfgNode:
+        given = {key.upper(): value for key, value in setting.node.kwargs.items() if key.lower() == "num_classes"}
+        return overlaid(setting.cfg, "MODEL.CLASSIFIER", given, setting.node)
+
     def build(self, setting: Setting) -> nn.Module:
         if setting.cfg.MODEL.CLASSIFIER.BATCH_AUGMENTS:
             raise ConfigError(
                 "MODEL.CLASSIFIER.BATCH_AUGMENTS mixes images before an ImageClassifier's backbone, which a graph does "
                 "not; set it to []"
             )
-        offers: dict[str, Any] = {"num_classes": setting.cfg.MODEL.CLASSIFIER.NUM_CLASSES}
+        offers: dict[str, Any] = {"num_classes": self.cfg(setting).MODEL.CLASSIFIER.NUM_CLASSES}
         if setting.input_shape:
             offers["in_channels"] = list(setting.input_shape.values())[-1].channels
         module = construct(self.target, setting, **offers)
         if not hasattr(module, "num_classes"):  # With which labels are compared.
-            takes_number = "num_classes" in takes(self.target)
-            given = {key.lower(): value for key, value in setting.node.kwargs.items()}
-            module.num_classes = given.get("num_classes", offers.get("num_classes" if takes_number else "in_channels"))
+            module.num_classes = offers.get("num_classes" if self.num_image_classes_key else "in_channels")
         return module
 
     def wires(self, module: nn.Module, node: NodeConfig) -> Wires:
@@ -200,6 +206,7 @@ class ROIHeadsPart(ConfiguredPart):
     """Heads over the regions of ``proposals``."""
 
     section = "MODEL.ROI_HEADS"
+    num_classes_key = "MODEL.ROI_HEADS.NUM_CLASSES"
 
     def build(self, setting: Setting) -> nn.Module:
         return build_roi_heads(self.cfg(setting), maps_of(setting))
@@ -223,6 +230,7 @@ class SemSegPart(ConfiguredPart):
     """Heads that classify every pixel."""
 
     section = "MODEL.SEM_SEG_HEAD"
+    num_stuff_classes_key = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
 
     def build(self, setting: Setting) -> nn.Module:
         return build_sem_seg_head(self.cfg(setting), maps_of(setting))
@@ -249,7 +257,8 @@ class DenseDetectorPart(ConfiguredPart):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.detector = META_ARCH_REGISTRY.get(name)
-        self.section = getattr(self.detector, "num_classes_key", "").rpartition(".")[0]
+        self.num_classes_key = getattr(self.detector, "num_classes_key", "")
+        self.section = self.num_classes_key.rpartition(".")[0]
 
     def build(self, setting: Setting) -> nn.Module:
         name = self.detector.__name__
