@@ -5,7 +5,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ VIDEO_CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "XVID"}
 DEFAULT_OUTPUT = "predictions"
 ESCAPE_KEY = 27
 
+Predictor = Callable[[np.ndarray], dict[str, Any]]
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -104,11 +106,11 @@ def run() -> None:
     if args.input or args.dataset:
         images = (find_images(args.input) if args.input else images_of_dataset(args.dataset))[: args.limit]
         targets = plan_targets(images, args)
-        predictor = DefaultPredictor(cfg)
+        predictor = confident_predictor(cfg, args.confidence_threshold)
         records = predict_images(predictor, class_metadata(cfg), images, targets)
     else:
         capture = open_capture(args)
-        predictor = DefaultPredictor(cfg)
+        predictor = confident_predictor(cfg, args.confidence_threshold)
         records = predict_video(predictor, class_metadata(cfg), capture, args)
     if args.json:
         write_json(records, args.json)
@@ -217,8 +219,22 @@ def unique_names(images: list[dict[str, Any]]) -> Iterator[str]:
         yield name
 
 
+def confident_predictor(cfg: CfgNode, threshold: float) -> Predictor:
+    """A predictor that leaves out objects below a score, also where a node of a graph has a threshold of its own."""
+    predictor = DefaultPredictor(cfg)
+
+    def predict(image_bgr: np.ndarray) -> dict[str, Any]:
+        outputs = predictor(image_bgr)
+        if "instances" not in outputs:
+            return outputs
+        instances = outputs["instances"]
+        return {**outputs, "instances": instances[instances.scores >= threshold]}
+
+    return predict
+
+
 def predict_images(
-    predictor: DefaultPredictor, metadata: Metadata, images: list[dict[str, Any]], targets: list[Path | None]
+    predictor: Predictor, metadata: Metadata, images: list[dict[str, Any]], targets: list[Path | None]
 ) -> list[dict[str, Any]]:
     records = []
     with tqdm(total=len(images), unit="image", disable=None) as bar:
@@ -277,7 +293,7 @@ def read_frames(capture: cv2.VideoCapture, limit: int | None) -> Iterator[np.nda
 
 
 def predict_video(
-    predictor: DefaultPredictor, metadata: Metadata, capture: cv2.VideoCapture, args: argparse.Namespace
+    predictor: Predictor, metadata: Metadata, capture: cv2.VideoCapture, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     source = args.video_input or f"webcam {args.webcam}"
     total = None if args.webcam is not None else int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) or None
