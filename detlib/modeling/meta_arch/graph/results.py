@@ -15,7 +15,7 @@ from detlib.modeling.meta_arch.graph.wires import Node
 from detlib.utils.errors import ConfigError, ConfigKeyError, ConfigRuntimeError, ConfigTypeError
 from detlib.utils.events import log_scalar
 
-__all__ = ["losses_of", "results_of"]
+__all__ = ["check_output", "losses_of", "results_of"]
 
 _logger = logging.getLogger(__name__)
 
@@ -66,7 +66,8 @@ def results_of(run: GraphRun, plan: Iterable[Node], outputs: Sequence[str]) -> l
         _, skipped = _split(run, plan)  # What these give is missing.
         keys = [key for key in outputs if key in run.data or not skipped]
     for key in keys:
-        _check_output(key, run, num_images)
+        check_output(key, run)
+        _check_length(key, run, num_images)
     return [{key: run.data[key][index] for key in keys} for index in range(num_images)]
 
 
@@ -120,10 +121,14 @@ def _is_result(key: str, node: Node) -> bool:
     return node.wires is None or node.config.inputs is not None or key not in node.wires.outputs
 
 
-def _check_output(key: str, run: GraphRun, num_images: int) -> None:
+def check_output(key: str, run: GraphRun) -> None:
+    """Raise a ConfigKeyError if what shall be predicted is not there."""
     if key not in run.data:
         hint, known = suggestion(key, run.givers), ", ".join(run.givers) or "nothing"
         raise ConfigKeyError(f"MODEL.MODULE_GRAPH.OUTPUTS has {key!r}, which no node gives; {hint}They give {known}")
+
+
+def _check_length(key: str, run: GraphRun, num_images: int) -> None:
     value = run.data[key]
     sized = isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.dim() > 0)
     if key in FEATURES or not sized or len(value) != num_images:

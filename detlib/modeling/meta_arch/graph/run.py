@@ -92,6 +92,10 @@ class GraphRun:
             raise ConfigKeyError(
                 f"{node} takes {what}, which is not there; {suggestion(outer, view)}There is {', '.join(sorted(view))}"
             ) from error
+        except Exception as error:
+            if hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(f"This is from {node}. Without inputs, a module is called with the dict of all entries.")
+            raise
         if not isinstance(returned, Mapping):
             raise ConfigTypeError(
                 f"{node} returned {'nothing' if returned is None else f'a {type(returned).__name__}'}; a module must "

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detlib.modeling.meta_arch.graph.base import GraphPart
 from detlib.modeling.meta_arch.graph.build import in_eval_mode
 from detlib.modeling.meta_arch.graph.config import suggestion
+from detlib.modeling.meta_arch.graph.results import check_output
 from detlib.modeling.meta_arch.graph.run import GraphRun
 from detlib.modeling.meta_arch.graph.wires import Node
 from detlib.utils.errors import ConfigError, ConfigKeyError
@@ -48,16 +50,16 @@ class Misfit:
 def check_layers(graph: nn.Module, known: Collection[str]) -> None:
     """Run the nodes of a ModuleGraph in eval mode on one black image.
 
-    Only a layer that gets other channels than it was made for counts, and an entry that a node declares to take but
-    nobody gives. Whatever else goes wrong may be due to the image, or to what samples would have brought, and ends the
-    trial.
+    Only a layer that gets other channels than it was made for counts, an entry that a node declares to take but nobody
+    gives, and what a part of detlib refuses. Whatever else goes wrong may be due to the image, or to what samples would
+    have brought, and ends the trial.
 
     Args:
         known: entries that come with the batch, or may.
 
     Raises:
-        ConfigError: a layer does not fit; the error names its node.
-        ConfigKeyError: an entry is missing; likewise.
+        ConfigError: a layer does not fit, or a part refuses what it gets; the error names its node.
+        ConfigKeyError: an entry is missing, likewise; or nobody gives what MODEL.MODULE_GRAPH.OUTPUTS has.
     """
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in graph.parameters()):
         return  # Lazy layers take their shape from what they see first, which should be data.
@@ -86,9 +88,16 @@ def _first_misfit(graph: nn.Module, size: int, known: Collection[str]) -> Misfit
             _check_entries(node, run, known)
             try:
                 run.run(node, graph.nodes[node.name])
+            except ConfigError as error:
+                if misfits or isinstance(error, ConfigKeyError) or type(node.part) is GraphPart:
+                    return misfits[0] if misfits else None
+                raise
             except Exception:  # Modules of users can fail in any way.
                 return misfits[0] if misfits else None
             known = (*known, *node.given(training=False))
+    for key in graph.outputs:
+        if not any(fnmatchcase(key, name) for name in known):
+            check_output(key, run)
     return None
 
 

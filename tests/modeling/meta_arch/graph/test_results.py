@@ -180,8 +180,11 @@ def test_prediction_that_is_not_one_for_each_image_is_refused(giving, batch, val
         model(batch)
 
 
-def test_output_that_no_node_gives_is_suggested(giving, batch):
-    model = giving(lambda w, data: {"logits": [1, 2]}, options="OUTPUTS: [logit]").eval()
+def test_output_that_no_node_gives_for_a_batch_is_suggested(giving, batch):
+    def give(w, data):
+        return {"logits" if "label" in data else "logit": [1] * len(data["image"])}
+
+    model = giving(give, options="OUTPUTS: [logit]").eval()
     with pytest.raises(KeyError, match=r"OUTPUTS has 'logit', which no node gives; did you mean 'logits'\?"):
         model(batch)
 

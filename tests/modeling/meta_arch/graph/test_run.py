@@ -1,5 +1,7 @@
 """What a node sees of the dict, and how a module is named that returns something else than it tells."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -352,3 +354,16 @@ def test_trunk_learns_from_the_batches_of_all_tasks(graph, returning, batch):
         sum(model([{**sample, "task": task} for sample in batch]).values()).backward()
         gradients.append(model.nodes.trunk.weight.grad.item())
     assert gradients == [1.0, 3.0]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have notes from Python 3.11 on")
+def test_error_of_a_module_has_a_note_with_its_node(graph, zoo, batch):
+    class TakesATensor(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 3)
+
+    zoo.register("takes_a_tensor", TakesATensor)
+    with pytest.raises(TypeError) as caught:
+        graph(giver("a").replace("type: a", "type: takes_a_tensor"))(batch)
+    (note,) = caught.value.__notes__
+    assert "graph.yaml:7: node 'a'. Without inputs, a module is called with the dict" in note

@@ -182,3 +182,17 @@ def test_images_of_the_trial_are_as_large_as_the_nodes_ask_for(graph, zoo):
     zoo.register("padded", Padded)
     graph("- {name: a, type: padded}")
     assert seen == [(100, 100)]
+
+
+def test_output_that_no_node_gives_is_found(graph, returning, batch):
+    returning("giver", lambda module, data: {"logits": [1] * len(data["image"])})
+    nodes = TRUNK + "- {name: a, type: giver}"
+    with pytest.raises(KeyError, match=r"OUTPUTS has 'logit', which no node gives; did you mean 'logits'\?"):
+        graph(nodes, "OUTPUTS: [logit]")
+    model = graph(nodes, "OUTPUTS: [logits, label]").eval()
+    assert [(result["logits"], result["label"].item()) for result in model(batch)] == [(1, 0), (1, 1)]
+
+
+def test_output_is_not_looked_for_when_a_module_fails(graph, returning):
+    returning("giver", lambda module, data: {"depth": data["depth_map"]})
+    assert graph("- {name: a, type: giver}", "OUTPUTS: [depth]").outputs == ["depth"]
