@@ -1,6 +1,9 @@
 """Graphs under the trainer: what nodes say of rates, weights, freezing and drawing, and how training goes on."""
 
 import copy
+import importlib.util
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,11 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from detlib.config import get_cfg
-from detlib.engine import DefaultPredictor, DefaultTrainer, HookBase, hooks, launch
+from detlib.engine import DefaultPredictor, DefaultTrainer, HookBase, create_ddp_model, hooks, launch
 from detlib.layers import ShapeSpec
 from detlib.modeling import build_model
 from detlib.solver import build_optimizer
 from detlib.utils import comm
+
+ROOT = Path(__file__).parents[4]
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="processes share the CPU only where no GPU is")
 
@@ -303,21 +308,30 @@ class TrainerOfTwoTasks(Trainer):
             index += 1
 
 
-def train_two_tasks(output_dir):
+def train_two_tasks(output_dir, with_plain_tool):
     cfg = config(output_dir, NET, {**HEAD, "name": "a", "tasks": ["a"]}, {**HEAD, "name": "b", "tasks": ["b"]})
-    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 3, ()
-    trainer = TrainerOfTwoTasks(cfg)
-    losses = Losses()
-    trainer.register_hooks([losses] if comm.is_main_process() else [])
-    start = trainer.model.module.nodes["b"].fc.weight.detach().clone()
-    trainer.train()
-    weights = trainer.model.module.nodes["b"].fc.weight.detach()
-    assert not torch.equal(weights, start)
-    torch.save(weights, f"{output_dir}/weights{comm.get_rank()}.pth")
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 2, ()
+    if with_plain_tool:
+        spec = importlib.util.spec_from_file_location("plain_train_net", ROOT / "tools" / "plain_train_net.py")
+        tool = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(tool)
+        tool.build_detection_train_loader = TrainerOfTwoTasks.build_train_loader
+        model = create_ddp_model(build_model(cfg), broadcast_buffers=False)
+        tool.do_train(cfg, model)
+    else:
+        trainer = TrainerOfTwoTasks(cfg)
+        trainer.train()
+        model = trainer.model
+    torch.save(model.module.nodes.state_dict(), f"{output_dir}/weights{comm.get_rank()}.pth")
 
 
 @needs_no_gpu
-def test_tasks_train_in_two_processes(tmp_path):
-    launch(train_two_tasks, 2, args=(str(tmp_path),))
+@pytest.mark.parametrize("with_plain_tool", [False, True])
+def test_tasks_train_in_two_processes(tmp_path, with_plain_tool):
+    launch(train_two_tasks, 2, args=(str(tmp_path), with_plain_tool))
     first, second = (torch.load(tmp_path / f"weights{rank}.pth", weights_only=True) for rank in (0, 1))
-    assert torch.equal(first, second)
+    for name in ("net.conv.weight", "a.fc.weight", "b.fc.weight"):
+        assert torch.equal(first[name], second[name])
+    metrics = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
+    # Means over the processes and both iterations; in each, the other process has the other loss.
+    assert metrics["total_loss"] == pytest.approx(metrics["a.loss"] + metrics["b.loss"])
