@@ -94,7 +94,6 @@ class GraphSummary:
         return sum(node.flops or 0 for node in self.nodes)
 
 
-@torch.no_grad()
 def summarize_graph(graph: ModuleGraph, batched_inputs: Batch) -> GraphSummary:
     """Run a graph as when predicting, for each of its tasks if it has some, and note what its nodes give.
 
@@ -170,6 +169,7 @@ class _WatchedDict(dict):
         return super().get(key, default)
 
 
+@torch.no_grad()
 def _watched_run(calls: _NodeCalls, graph: ModuleGraph, batch: Batch) -> tuple[GraphRun, dict[str, set[str]]]:
     """What nodes give, and the entries that those which do not tell what they take have looked up."""
     reads: dict[str, set[str]] = {node.name: set() for node in graph.plan if node.wires is None}

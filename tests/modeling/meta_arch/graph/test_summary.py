@@ -3,6 +3,7 @@ import torch
 
 from detlib.modeling import Wires, build_model
 from detlib.modeling.meta_arch.graph.summary import FeatureSummary, summarize_graph
+from detlib.utils.analysis import FlopCountAnalysis
 
 IMAGE = [{"image": torch.zeros(3, 8, 8)}]
 
@@ -132,6 +133,20 @@ def test_nodes_of_all_tasks_are_there_even_if_they_give_the_same_entry(graph):
     assert [nodes[name].entries for name in ("cats", "dogs")] == [{"logits": "1 x 2"}, {"logits": "1 x 3"}]
     assert [nodes[name].flops for name in ("cats", "dogs")] == [4 * 2, 4 * 3]
     assert nodes["dogs"].notes == ("tasks: dogs",)
+
+
+def test_total_is_that_of_the_whole_model(tiny_cfg):
+    cfg = tiny_cfg
+    cfg.MODEL.META_ARCHITECTURE = "ModuleGraph"
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"  # It costs other operators where gradients flow.
+    cfg.MODEL.MODULE_GRAPH.NET = [
+        {"name": "trunk", "type": "build_resnet_backbone"},
+        {"name": "fpn", "type": "fpn", "prev": "trunk", "kwargs": {"out_channels": 16, "top_block": "LastLevelP6P7"}},
+        {"name": "boxes", "type": "retinanet_head", "prev": "fpn"},
+    ]
+    model, images = build_model(cfg).eval(), [{"image": torch.zeros(3, 64, 64)}]
+    total = FlopCountAnalysis(model, images).uncalled_modules_warnings(False).total()
+    assert summarize_graph(model, images).flops == total
 
 
 def test_proposals_lead_from_rpn_to_roi_heads(tiny_rcnn_cfg):
