@@ -1,22 +1,33 @@
 """What the tutorials show works as it stands."""
 
 import re
+import shlex
 from pathlib import Path
 
+import cv2
 import pytest
+import torch
 
 from detlib.config import get_cfg
-from detlib.modeling import LOSS_REGISTRY
+from detlib.data import DatasetCatalog, MetadataCatalog
+from detlib.engine import DefaultPredictor, DefaultTrainer
+from detlib.modeling import LOSS_REGISTRY, MODULE_ZOO_REGISTRY, build_model
 from detlib.modeling.loss import build_loss
+from detlib.modeling.meta_arch.graph.config import read_nodes
+from detlib.utils.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
 
+def blocks_of(page):
+    """The code of a page: (language, text) in order."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL)
+
+
 @pytest.fixture
 def blocks():
-    """The code of docs/tutorials/components.md: (language, text) in order."""
-    page = (ROOT / "docs/tutorials/components.md").read_text(encoding="utf-8")
-    return re.findall(r"```(\w+)\n(.*?)```", page, flags=re.DOTALL)
+    return blocks_of("docs/tutorials/components.md")
 
 
 @pytest.fixture
@@ -55,3 +66,146 @@ def test_config_that_builds_on_others_reads_as_described(blocks, folder):
     cfg = read(folder, blocks[3][1])
     assert cfg.MODEL.RETINANET.LOSS_BBOX == {"NAME": "GIoULoss"}
     assert cfg.MODEL.PIXEL_STD == [57.4, 1.0, 1.0]
+
+
+GRAPHS = "docs/tutorials/module_graphs.md"
+
+
+@pytest.fixture
+def my_graph(tmp_path, monkeypatch):
+    """The files of the tutorial on module graphs, as ``my_graph/...`` in the current directory."""
+    files = (re.match(r"# (my_graph/\S+)\n", text) and text for _, text in blocks_of(GRAPHS))
+    (tmp_path / "my_graph").mkdir()
+    for text in filter(None, files):
+        path = tmp_path / text.split()[1]
+        path.write_text(text)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    # projects/CustomNet may have registered modules of the same names.
+    known = {name: target for name, target in MODULE_ZOO_REGISTRY if not name.startswith("custom_")}
+    monkeypatch.setattr(MODULE_ZOO_REGISTRY, "_obj_map", known)
+    yield tmp_path / "my_graph"
+    if "drawn" in DatasetCatalog:
+        DatasetCatalog.remove("drawn")
+        MetadataCatalog.remove("drawn")
+
+
+def config_of(name, *options):
+    cfg = get_cfg()
+    cfg.merge_from_file(f"my_graph/{name}")
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *options])
+    return cfg
+
+
+def test_classifier_of_ones_own_learns_to_tell_circles_from_squares(my_graph):
+    exec((my_graph / "draw.py").read_text(), {})
+    cfg = config_of("custom_net.yaml", "DATASETS.TEST", "()")
+    DefaultTrainer(cfg).train()
+    cfg.MODEL.WEIGHTS = "output/custom_net/model_final.pth"
+    predict = DefaultPredictor(cfg)
+    drawn = sorted(my_graph.glob("drawn/*/*.png"))
+    found = [int(predict(cv2.imread(str(path)))["pred_score"].argmax()) for path in drawn]
+    right = [(path.parent.name == "square") == bool(label) for path, label in zip(drawn, found, strict=True)]
+    assert len(right) == 80
+    assert sum(right) > 70
+
+
+def test_classifier_of_ones_own_is_used_from_python_as_shown(my_graph):
+    (snippet,) = (text for _, text in blocks_of(GRAPHS) if text.startswith("import torch\n"))
+    names = {}
+    exec(snippet, names)
+    assert set(names["losses"]) == {"head.ce_loss"}
+    assert [prediction["pred_score"].shape for prediction in names["predictions"]] == [(2,)] * 16
+    assert str(names["model"].nodes.head.fc).startswith("Linear(in_features=32, out_features=2")
+
+
+def test_retinanet_as_three_nodes_has_the_weights_of_the_class(my_graph):
+    cfg = config_of("retinanet.yaml")
+    graph = build_model(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    shapes = [sorted(tuple(p.shape) for p in model.state_dict().values()) for model in (graph, build_model(cfg))]
+    assert shapes[0] == shapes[1]
+    assert graph.part_weights == {f"nodes.{n}": "output/quickstart/model_final.pth" for n in graph.nodes}
+
+
+def test_nodes_of_the_second_head_are_those_of_the_config():
+    (nodes,) = (text for _, text in blocks_of(GRAPHS) if "name: segmentation" in text)
+    assert nodes in (ROOT / "configs/graph/multi_task_shapes.yaml").read_text()
+
+
+def test_table_of_keys_has_what_a_node_can_have(my_graph):
+    text = (ROOT / GRAPHS).read_text()
+    table = text.split("## What a node can have")[1].split("\n## ")[0]
+    cfg = config_of("custom_net.yaml", "MODEL.MODULE_GRAPH.NET.0.none_such", "1")
+    with pytest.raises(ConfigError) as error:
+        read_nodes(cfg)
+    keys = re.search(r"Keys of a node: ([\w, ]+);", str(error.value))[1].split(", ")
+    assert sorted(re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)) == sorted(keys)
+
+
+@pytest.fixture
+def wired(my_graph):
+    """``graph_parts.py`` with the wires that the tutorial gives the head."""
+    (wires,) = (text for _, text in blocks_of(GRAPHS) if "wires = Wires(" in text)
+    docstring = 'tells it in_planes."""\n'
+    path = my_graph / "graph_parts.py"
+    text = path.read_text().replace("import MODULE_ZOO_REGISTRY", "import MODULE_ZOO_REGISTRY, Wires")
+    path.write_text(text.replace(docstring, f"{docstring}\n{wires[wires.index('    wires =') :]}"))
+    return path
+
+
+def test_declared_wires_are_those_of_the_head(wired):
+    model = build_model(config_of("custom_net.yaml"))
+    assert model.plan[1].wires.targets == ("label",)
+    batch = [{"image": torch.zeros(3, 8, 8), "label": 1}]
+    assert set(model.train()(batch)) == {"head.ce_loss"}
+    assert set(model.eval()(batch)[0]) == {"pred_score"}
+
+
+def test_error_of_a_head_that_returns_something_else_is_as_printed(wired):
+    wired.write_text(wired.read_text().replace('{"head.ce_loss":', '{"ce_loss":'))
+    model = build_model(config_of("custom_net.yaml"))
+    with pytest.raises(ConfigError) as error:
+        model([{"image": torch.zeros(3, 8, 8), "label": 1}])
+    assert ("text", f"error: {error.value}\n") in blocks_of(GRAPHS)
+
+
+def test_graph_without_a_module_of_ones_own_learns_and_predicts(my_graph):
+    model = build_model(config_of("plain.yaml"))
+    batch = [{"image": torch.rand(3, 8, 8), "label": 1}]
+    losses = model.train()(batch)
+    losses["loss.loss"].backward()
+    assert model.nodes.conv.weight.grad is not None
+    assert {key: x.shape for key, x in model.eval()(batch)[0].items()} == {"pred_score": (2,)}
+
+
+def test_child_config_and_command_line_change_a_graph_alike(my_graph):
+    (command,) = (text for _, text in blocks_of(GRAPHS) if "NET.0.lr_factor" in text)
+    changes = [word for word in shlex.split(command) if word.startswith("MODEL.MODULE_GRAPH")]
+    for cfg in (config_of("narrow.yaml"), config_of("custom_net.yaml", *changes)):
+        model = build_model(cfg)
+        assert model.nodes.head.fc.in_features == 8
+        assert model.lr_factors == {"nodes.backbone.": 0.1}
+
+
+@pytest.mark.parametrize("block", [text for _, text in blocks_of(GRAPHS) if "\nerror: " in text])
+def test_errors_are_as_printed(my_graph, block):
+    lines = block.splitlines()
+    options = shlex.split(lines[0])
+    name = options[options.index("--config-file") + 1].removeprefix("my_graph/")
+    with pytest.raises(ConfigError) as error:
+        build_model(config_of(name, *(word for word in options if "=" in word)))
+    assert f"error: {error.value}" == lines[1]
+
+
+def test_two_heads_of_the_readme_are_built(tmp_path):
+    (text,) = (text for _, text in blocks_of("README.md") if "ModuleGraph" in text)
+    (tmp_path / "Base-RetinaNet.yaml").write_text(
+        f"_BASE_: {ROOT}/configs/Base-RetinaNet.yaml\nMODEL: {{DEVICE: cpu}}\n"
+    )
+    model = build_model(read(tmp_path, text))
+    assert list(model.nodes) == ["trunk", "pyramid", "boxes", "pixels"]
+    assert [node.shape.keys() for node in model.plan[:2]] == [
+        {"res3", "res4", "res5"},
+        {"p3", "p4", "p5", "p6", "p7"},
+    ]
