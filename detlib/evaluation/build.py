@@ -56,6 +56,10 @@ def _sem_seg(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluat
     return [SemSegEvaluator(name, output_dir=folder)]
 
 
+def _coco_and_sem_seg(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
+    return [*_coco(cfg, name, folder), *_sem_seg(cfg, name, folder)]
+
+
 def _panoptic(cfg: CfgNode, name: str, folder: str | None) -> list[DatasetEvaluator]:
     """Panoptic quality, and what the dataset has of label maps and instances."""
     metadata = MetadataCatalog.get(name)
@@ -77,6 +81,7 @@ EVALUATORS: dict[str, Callable[[CfgNode, str, str | None], list[DatasetEvaluator
     "cityscapes_panoptic_seg": _cityscapes_panoptic,
     "cityscapes_sem_seg": lambda cfg, name, folder: [CityscapesSemSegEvaluator(name)],
     "coco": _coco,
+    "coco_and_sem_seg": _coco_and_sem_seg,
     "coco_panoptic_seg": _panoptic,
     "image_classification": lambda cfg, name, folder: [ClassificationEvaluator(name, output_dir=folder)],
     "lvis": lambda cfg, name, folder: [LVISEvaluator(name, output_dir=folder)],

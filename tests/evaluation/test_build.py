@@ -94,10 +94,16 @@ def test_panoptic_dataset_is_evaluated_for_all_that_it_has(dataset, coco_json):
     assert [type(e) for e in every._evaluators] == [SemSegEvaluator, COCOEvaluator, COCOPanopticEvaluator]
 
 
+def test_boxes_with_label_maps_are_evaluated_for_both(dataset, coco_json):
+    metadata = {"evaluator_type": "coco_and_sem_seg", "json_file": coco_json, "stuff_classes": ["sky"]}
+    both = build_evaluator(get_cfg(), dataset([], **metadata))
+    assert [type(e) for e in both._evaluators] == [COCOEvaluator, SemSegEvaluator]
+
+
 @pytest.mark.parametrize("evaluator_type", [None, "cocoo"])
 def test_unknown_type_lists_the_known_ones(dataset, evaluator_type):
     metadata = {} if evaluator_type is None else {"evaluator_type": evaluator_type}
-    with pytest.raises(DatasetError, match=rf"evaluator_type {evaluator_type!r}; known are .*coco, coco_panoptic_seg"):
+    with pytest.raises(DatasetError, match=rf"evaluator_type {evaluator_type!r}; known are .*coco, .*coco_panoptic_seg"):
         build_evaluator(get_cfg(), dataset([], **metadata))
 
 

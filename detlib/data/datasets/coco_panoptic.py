@@ -9,7 +9,12 @@ from detlib.data.datasets.coco import load_coco_json, load_sem_seg
 from detlib.utils.errors import DatasetError, MissingFileError
 from detlib.utils.file_io import PathManager
 
-__all__ = ["load_coco_panoptic_json", "register_coco_panoptic", "register_coco_panoptic_separated"]
+__all__ = [
+    "load_coco_panoptic_json",
+    "register_coco_panoptic",
+    "register_coco_panoptic_separated",
+    "with_label_maps",
+]
 
 Sample = dict[str, Any]
 
@@ -71,7 +76,9 @@ def register_coco_panoptic_separated(
     separated, stuff_only = f"{name}_separated", f"{name}_stuffonly"
     DatasetCatalog.register(
         separated,
-        lambda: _merge(load_coco_json(instances_json, image_root, separated), load_sem_seg(sem_seg_root, image_root)),
+        lambda: with_label_maps(
+            load_coco_json(instances_json, image_root, separated), load_sem_seg(sem_seg_root, image_root)
+        ),
     )
     MetadataCatalog.get(separated).set(
         panoptic_root=panoptic_root,
@@ -140,7 +147,12 @@ def _contiguous(segment: dict[str, Any], image_id: Any, meta: dict[str, Any]) ->
     )
 
 
-def _merge(instance_samples: list[Sample], label_samples: list[Sample]) -> list[Sample]:
+def with_label_maps(instance_samples: list[Sample], label_samples: list[Sample]) -> list[Sample]:
+    """Samples of instances, each with the ``sem_seg_file_name`` of the same image.
+
+    Raises:
+        DatasetError: an image has none.
+    """
     label_files = {sample["file_name"]: sample["sem_seg_file_name"] for sample in label_samples}
     missing = [sample["file_name"] for sample in instance_samples if sample["file_name"] not in label_files]
     if missing:

@@ -2,7 +2,8 @@
 
 It is drawn once, on first use, into ``$DETLIB_CACHE`` (``~/.cache/detlib`` if unset), in COCO's formats and with
 COCO's names: ``shapes_{train,val}``, and the same with ``_keypoints``, ``_panoptic``, ``_panoptic_separated``,
-``_panoptic_stuffonly`` and ``_sem_seg``. Category ids have gaps, so that code which forgets to map them shows.
+``_panoptic_stuffonly``, ``_sem_seg`` and ``_multi_task``, which has the objects and the label maps of ``_sem_seg``.
+Category ids have gaps, so that code which forgets to map them shows.
 """
 
 import json
@@ -24,8 +25,12 @@ from detlib.data.datasets.builtin_meta import (
     panoptic_metadata,
     separated_metadata,
 )
-from detlib.data.datasets.coco import load_sem_seg, register_coco_instances
-from detlib.data.datasets.coco_panoptic import register_coco_panoptic, register_coco_panoptic_separated
+from detlib.data.datasets.coco import load_coco_json, load_sem_seg, register_coco_instances
+from detlib.data.datasets.coco_panoptic import (
+    register_coco_panoptic,
+    register_coco_panoptic_separated,
+    with_label_maps,
+)
 from detlib.data.datasets.lazy import prepare_before_loading
 from detlib.data.datasets.mask_outlines import mask_to_polygons, mask_to_rle
 from detlib.data.datasets.shapes_drawing import CLASSES, HANDLE_NAMES, TEXTURES, Scene, Thing, draw_scene
@@ -52,6 +57,7 @@ KEYPOINTS = {
 }
 SEM_SEG_CLASSES = TEXTURES + CLASSES
 IGNORE_LABEL = 255
+SUFFIXES = ("", "_keypoints", "_panoptic", "_panoptic_separated", "_panoptic_stuffonly", "_sem_seg", "_multi_task")
 
 
 def shapes_root() -> Path:
@@ -65,7 +71,7 @@ def register_shapes(root: str | os.PathLike[str]) -> None:
     root = Path(root)
     for split in NUM_IMAGES:
         _register_split(root, split)
-        for suffix in ("", "_keypoints", "_panoptic", "_panoptic_separated", "_panoptic_stuffonly", "_sem_seg"):
+        for suffix in SUFFIXES:
             prepare_before_loading(f"shapes_{split}{suffix}", lambda: draw_shapes(root))
 
 
@@ -86,16 +92,21 @@ def _register_split(root: Path, split: str) -> None:
         str(root / f"panoptic_stuff_{split}"),
         instances_json,
     )
-    DatasetCatalog.register(f"{name}_sem_seg", lambda: load_sem_seg(labels, images))
     colors = {category["name"]: category["color"] for category in SHAPES_CATEGORIES}
-    MetadataCatalog.get(f"{name}_sem_seg").set(
-        image_root=images,
-        sem_seg_root=labels,
-        evaluator_type="sem_seg",
-        ignore_label=IGNORE_LABEL,
-        stuff_classes=list(SEM_SEG_CLASSES),
-        stuff_colors=[colors[name] for name in SEM_SEG_CLASSES],
+    label_maps = {
+        "image_root": images,
+        "sem_seg_root": labels,
+        "ignore_label": IGNORE_LABEL,
+        "stuff_classes": list(SEM_SEG_CLASSES),
+        "stuff_colors": [colors[name] for name in SEM_SEG_CLASSES],
+    }
+    DatasetCatalog.register(f"{name}_sem_seg", lambda: load_sem_seg(labels, images))
+    MetadataCatalog.get(f"{name}_sem_seg").set(evaluator_type="sem_seg", **label_maps)
+    both = f"{name}_multi_task"
+    DatasetCatalog.register(
+        both, lambda: with_label_maps(load_coco_json(instances_json, images, both), load_sem_seg(labels, images))
     )
+    MetadataCatalog.get(both).set(evaluator_type="coco_and_sem_seg", json_file=instances_json, **metadata, **label_maps)
 
 
 def draw_shapes(root: str | os.PathLike[str]) -> None:

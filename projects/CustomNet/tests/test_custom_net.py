@@ -114,13 +114,13 @@ def test_layers_keep_the_resolution_unless_strides_say_otherwise():
 
 
 def test_wrong_number_of_widths_is_an_error_of_the_node(graph):
-    with pytest.raises(ConfigError, match=r"node 'backbone': .*depth is 3, so out_planes .* have 1 and 3"):
+    with pytest.raises(ConfigError, match=r"node 'backbone'.*depth is 3, so out_planes .* have 1 and 3"):
         graph(**{"MODEL.MODULE_GRAPH.OVERRIDES": {"backbone": {"out_planes": [256]}}})
 
 
 def test_head_without_prev_says_what_it_needs(tmp_path):
     (tmp_path / "custom_net.yaml").write_text(GRAPH.replace("        prev: backbone\n", ""))
-    with pytest.raises(ConfigError, match="node 'head': CustomHead needs in_planes: it needs prev"):
+    with pytest.raises(ConfigError, match="node 'head': CustomHead needs in_planes"):
         build_model(read(tmp_path / "custom_net.yaml"))
 
 

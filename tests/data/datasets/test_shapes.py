@@ -51,11 +51,23 @@ def truths(root, coco):
 
 
 def test_every_variant_is_registered_with_class_names():
-    for suffix in ("", "_keypoints", "_panoptic", "_panoptic_separated", "_panoptic_stuffonly", "_sem_seg"):
+    kinds = ("", "_keypoints", "_panoptic", "_panoptic_separated", "_panoptic_stuffonly", "_sem_seg", "_multi_task")
+    for suffix in kinds:
         assert f"shapes_train{suffix}" in DatasetCatalog and f"shapes_val{suffix}" in DatasetCatalog
     assert MetadataCatalog.get("shapes_val").thing_classes == list(CLASSES)
     assert MetadataCatalog.get("shapes_val_keypoints").keypoint_names == ("top", "right", "bottom", "left")
     assert MetadataCatalog.get("shapes_val_sem_seg").stuff_classes == list(TEXTURES + CLASSES)
+
+
+def test_multi_task_variant_has_the_objects_and_the_label_maps_of_the_same_images():
+    both = DatasetCatalog.get("shapes_val_multi_task")
+    objects = {sample["file_name"]: sample for sample in DatasetCatalog.get("shapes_val")}
+    labels = {sample["file_name"]: sample for sample in DatasetCatalog.get("shapes_val_sem_seg")}
+    assert len(both) == 100
+    for sample in both:
+        assert sample == {**objects[sample["file_name"]], **labels[sample["file_name"]]}
+    metadata = MetadataCatalog.get("shapes_val_multi_task")
+    assert metadata.thing_classes == list(CLASSES) and metadata.stuff_classes == list(TEXTURES + CLASSES)
 
 
 def test_importing_draws_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """Several heads on one trunk: for the same images, or each for the images of a dataset of its own."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +9,20 @@ import torch
 from PIL import Image
 
 from detlib.config import get_cfg
-from detlib.data import DatasetCatalog, MetadataCatalog
+from detlib.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detlib.data.datasets import register_datasets
 from detlib.engine import DefaultTrainer
-from detlib.evaluation import build_evaluator
+from detlib.evaluation import build_evaluator, inference_on_dataset
 from detlib.modeling import build_model
 from detlib.utils.errors import DatasetError
+
+CONFIGS = Path(__file__).parents[4] / "configs" / "graph"
 
 TWO_HEADS = """
 MODEL:
@@ -164,3 +173,17 @@ def test_two_datasets_train_both_heads_and_each_is_evaluated_by_its_own(
         "tiny_boxes": {"bbox"},
         "tiny_labels": {"classification"},
     }
+
+
+def test_shipped_example_is_trained_on_boxes_and_labels_and_evaluated_by_ap_and_miou():
+    cfg = get_cfg()
+    cfg.merge_from_file(str(CONFIGS / "multi_task_shapes.yaml"))
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH = 1
+    model, (name,) = build(cfg), cfg.DATASETS.TEST
+    losses = model(next(iter(build_detection_train_loader(cfg))))
+    assert set(losses) == DETECTION_LOSSES | {"segmentation.loss_sem_seg"}
+    samples = DatasetCatalog.get(name)[:2]
+    loader = build_detection_test_loader(samples, mapper=DatasetMapper(cfg, is_train=False))
+    results = inference_on_dataset(model, loader, build_evaluator(cfg, name))
+    assert {"AP", "AP50"} <= results["bbox"].keys() and "mIoU" in results["sem_seg"]
