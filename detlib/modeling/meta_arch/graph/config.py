@@ -153,8 +153,8 @@ def _type(value: Any) -> str:
 
 def _names(value: Any) -> tuple[str, ...]:
     names = () if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
-        raise TypeError(f"must be a name or a list of names; got {value!r}")
+    if not isinstance(names, list | tuple) or not all(isinstance(x, str) and x and "," not in x for x in names):
+        raise TypeError(f"must be a name or a list of names, as [a, b]; got {value!r}")
     return tuple(names)
 
 

@@ -54,8 +54,8 @@ class BackbonePart(ConfiguredPart):
 
     def cfg(self, setting: Setting) -> CfgNode:
         """The config without the options of another backbone."""
-        cfg = setting.cfg
-        if self.name and self.name != cfg.MODEL.BACKBONE.NAME:
+        cfg, given = setting.cfg, {key.upper(): value for key, value in setting.node.kwargs.items()}
+        if (self.name or given.get("NAME", cfg.MODEL.BACKBONE.NAME)) != cfg.MODEL.BACKBONE.NAME:
             cfg = cfg.clone()
             cfg.defrost()
             for key in set(cfg.MODEL.BACKBONE) - set(DEFAULTS["MODEL"]["BACKBONE"]):
@@ -186,7 +186,10 @@ class ProposalPart(ConfiguredPart):
     name_section = "MODEL.PROPOSAL_GENERATOR"
 
     def build(self, setting: Setting) -> nn.Module:
-        return build_proposal_generator(self.cfg(setting), maps_of(setting))
+        module = build_proposal_generator(self.cfg(setting), maps_of(setting))
+        if module is None:
+            raise ConfigError("MODEL.PROPOSAL_GENERATOR.NAME says that samples bring proposals; leave the node out")
+        return module
 
     def wires(self, module: nn.Module, node: NodeConfig) -> Wires:
         return Wires(
@@ -321,7 +324,11 @@ def part_of(node: NodeConfig) -> GraphPart:
         CustomImportError: it is a dotted path at which nothing can be imported.
     """
     part = _named_part(node)
-    return CalledPart(part) if node.inputs is not None and not isinstance(part, LossPart) else part
+    if node.inputs is None or isinstance(part, LossPart):
+        return part
+    # Such as torch.nn.CrossEntropyLoss: what it takes is not there when predicting.
+    is_loss = type(part) is GraphPart and len(node.outputs) == 1 and "loss" in node.outputs[0]
+    return LossPart(part.target) if is_loss else CalledPart(part)
 
 
 def _named_part(node: NodeConfig) -> GraphPart:
@@ -345,9 +352,11 @@ def _named_part(node: NodeConfig) -> GraphPart:
         except Exception as error:  # The module's own code runs, and can fail in any way.
             raise CustomImportError(f"{node} has the type {node.type!r}: {error}") from error
     known = sorted({name for registry in (MODULE_ZOO_REGISTRY, *dict(_KINDS)) for name in _names_in(registry)})
+    aliases = ", ".join(sorted(_names_in(MODULE_ZOO_REGISTRY)))
     raise UnknownNameError(
-        f"{node} has the unknown type {node.type!r}; {suggestion(node.type, known)}Known: {', '.join(known)}; or a "
-        f"class by its path, as package.module.Class. Is its module in CUSTOM_IMPORTS?"
+        f"{node} has the unknown type {node.type!r}; {suggestion(node.type, known)}Known: {aliases}; backbones, necks, "
+        f"heads and losses by their names; or a class by its path, as package.module.Class. Is its module in "
+        f"CUSTOM_IMPORTS?"
     )
 
 

@@ -101,7 +101,8 @@ def test_name_of_an_attribute_of_modules_is_refused(graph_cfg, name):
     ("pair", "said"),
     [
         ("type: 3", "type must name a module"),
-        ("prev: 3", "prev must be a name or a list of names; got 3"),
+        ("prev: 3", r"prev must be a name or a list of names, as \[a, b\]; got 3"),
+        ("prev: 'b, c'", "prev must be a name or a list of names, .* got 'b, c'"),
         ("prev: [[a]]", "prev must be a name or a list of names"),
         ("kwargs: [1]", r"kwargs must be a mapping from names; got \[1\]"),
         ("freeze: 1", "freeze must be true or false; got 1"),

@@ -1,5 +1,6 @@
 """What a node sees of the dict, and how a module is named that returns something else than it tells."""
 
+import math
 import sys
 
 import pytest
@@ -306,6 +307,15 @@ def test_torch_module_is_called_with_the_entries_that_inputs_names(graph, batch)
     assert {key: round(value.item(), 4) for key, value in losses.items()} == {"loss.loss": 0.6931}  # ln 2
     results = model.eval()([{"image": sample["image"]} for sample in batch])
     assert results[0]["logits"].tolist() == [0.0, 0.0]
+
+
+def test_torch_loss_is_left_out_when_predicting(graph, returning, batch):
+    returning("head", lambda module, data: {"logits": module.weight * torch.zeros(len(data["image"]), 4)})
+    loss = "- {name: ce, type: torch.nn.CrossEntropyLoss, inputs: [logits, label], outputs: [ce_loss]}"
+    model = graph(giver("head") + loss)
+    assert model(batch)["ce_loss"].item() == pytest.approx(math.log(4))
+    results = model.eval()([{"image": sample["image"]} for sample in batch])
+    assert [list(result) for result in results] == [["logits"], ["logits"]]
 
 
 def test_module_with_several_outputs_returns_a_list_of_them(graph, zoo, batch):
