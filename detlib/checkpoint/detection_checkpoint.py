@@ -245,7 +245,7 @@ class DetectionCheckpointer(Checkpointer):
                 ", ".join(map(repr, prefixes)),
             )
         elif found:
-            self.logger.info("The weights of %s are those under %r", own_prefix.rstrip("."), prefixes[0])
+            self.logger.info("The weights of %s are %s* there", own_prefix.rstrip("."), prefixes[0])
         return found
 
     def _tell_of_torchvision(self, family: str) -> None:

@@ -26,6 +26,7 @@ __all__ = ["VisualizeFeatures"]
 NUM_CHANNELS = 8
 NUM_COLUMNS = 5
 TILE_SIDE = 256  # pixels of the longer side
+GAP = 2  # white pixels after each tile
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class VisualizeFeatures(HookBase):
 
 
 def draw_features(rgb: np.ndarray, maps: Tensor, padded: Sequence[int]) -> np.ndarray:
-    """Tiles of an image, of the activation over it, and of the first channels, in rows.
+    """Tiles of an image, of the activation over it in gray, and of the first channels, in rows.
 
     Args:
         rgb: (H, W, 3) uint8.
@@ -129,7 +130,7 @@ def draw_features(rgb: np.ndarray, maps: Tensor, padded: Sequence[int]) -> np.nd
         padded: its height and width.
 
     Returns:
-        (tile height * rows, tile width * columns, 3) uint8.
+        ((tile height + GAP) * rows, (tile width + GAP) * columns, 3) uint8.
     """
     maps = torch.nan_to_num(maps)
     image_size = rgb.shape[:2]
@@ -144,10 +145,11 @@ def draw_features(rgb: np.ndarray, maps: Tensor, padded: Sequence[int]) -> np.nd
     image = F.interpolate(torch.from_numpy(rgb).float().permute(2, 0, 1)[None] / 255, tile_size, mode="bilinear")[0]
     heat = tiles_of(maps.abs().mean(dim=0, keepdim=True), "bilinear")[0]
     channels = tiles_of(maps[:NUM_CHANNELS], "nearest")
-    tiles = [image, 0.5 * image + 0.5 * _heat_colors(_to_unit(heat, lowest=0.0))]
+    tiles = [image, 0.5 * image.mean(dim=0) + 0.5 * _heat_colors(_to_unit(heat, lowest=0.0))]
     tiles += [_to_unit(channel, lowest=channel.min().item()).expand(3, -1, -1) for channel in channels]
     num_rows = math.ceil(len(tiles) / NUM_COLUMNS)
     tiles += [torch.zeros_like(image)] * (num_rows * NUM_COLUMNS - len(tiles))
+    tiles = [F.pad(tile, (0, GAP, 0, GAP), value=1.0) for tile in tiles]
     rows = [torch.cat(tiles[i * NUM_COLUMNS : (i + 1) * NUM_COLUMNS], dim=2) for i in range(num_rows)]
     return (torch.cat(rows, dim=1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 

@@ -123,8 +123,9 @@ def test_failed_training_leaves_no_hooks_in_the_model():
 
 
 def tiles(picture, rows, columns):
-    """(rows, columns, tile height, tile width, 3)"""
-    return np.stack([np.stack(np.split(row, columns, axis=1)) for row in np.split(picture, rows, axis=0)])
+    """(rows, columns, tile height, tile width, 3), without the gaps of 2 pixels between them."""
+    split = np.stack([np.stack(np.split(row, columns, axis=1)) for row in np.split(picture, rows, axis=0)])
+    return split[:, :, :-2, :-2]
 
 
 def test_picture_shows_image_heat_and_channels():
@@ -142,7 +143,7 @@ def test_picture_shows_image_heat_and_channels():
 
 def test_picture_has_two_rows_for_eight_channels_and_no_more():
     picture = draw_features(np.zeros((64, 64, 3), np.uint8), torch.ones(20, 2, 2), (64, 64))
-    assert picture.shape == (2 * 256, 5 * 256, 3)
+    assert picture.shape == (2 * (256 + 2), 5 * (256 + 2), 3)
 
 
 def test_padding_is_cut_off():
