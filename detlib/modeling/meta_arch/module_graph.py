@@ -198,16 +198,23 @@ def build_nodes(cfg: CfgNode) -> tuple[list[Node], nn.ModuleDict]:
     plan: list[Node] = []
     modules = nn.ModuleDict()
     for config in read_nodes(cfg):
-        node, module = _build_node(config, cfg, {node.name: node.shape for node in plan})
+        node, module = _build_node(config, cfg, _input_shape(config, plan))
         check_wires(node, plan, cfg.MODEL.MODULE_GRAPH.INPUTS)
         plan.append(node)
         modules[node.name] = module
     return plan, modules
 
 
-def _build_node(config: NodeConfig, cfg: CfgNode, shapes: dict[str, Shapes]) -> tuple[Node, nn.Module]:
+def _input_shape(config: NodeConfig, plan: list[Node]) -> Shapes:
+    """The shapes of the maps that a node names as its inputs, else of those of its ``prev``."""
+    maps = {node.map_name(feature): shape for node in plan for feature, shape in node.shape.items()}
+    shapes = {node.name: node.shape for node in plan}
+    named = {name: maps[name] for name in config.inputs or () if name in maps}
+    return named or join_features({name: shapes[name] for name in config.prev})
+
+
+def _build_node(config: NodeConfig, cfg: CfgNode, input_shape: Shapes) -> tuple[Node, nn.Module]:
     part = part_of(config)
-    input_shape = join_features({name: shapes[name] for name in config.prev})
     try:
         module = part.build(Setting(config, overlaid(cfg, "", config.options, config), input_shape))
         if not isinstance(module, nn.Module):

@@ -131,6 +131,7 @@ class GraphRun:
         _check_features(node, maps, strides)
         self.maps[node.name], self.strides[node.name] = maps, dict(zip(maps, strides))
         self.data.update(features=list(features), strides=list(strides), feature_dict=maps)
+        self.data.update({node.map_name(name): x for name, x in maps.items()})
 
 
 def _check_names(node: Node, new: Data, training: bool) -> None:

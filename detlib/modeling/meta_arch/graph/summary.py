@@ -205,7 +205,8 @@ def _takes(node: Node, earlier: Sequence[Node], run: GraphRun, looked_up: set[st
 def _giver(name: str, earlier: Sequence[Node], run: GraphRun, training: bool) -> Node | None:
     """The earlier node that gives an entry; None if it comes with the batch, or there is none."""
     for other in earlier:
-        gave = name in run.givers and run.givers[name].name == other.name
+        gave = name in map(other.map_name, run.maps.get(other.name, {}))
+        gave = gave or (name in run.givers and run.givers[name].name == other.name)
         if training and other.wires is not None:
             gave = any(fnmatchcase(name, pattern) for pattern in other.given(training=True))
         if gave:

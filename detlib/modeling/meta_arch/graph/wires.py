@@ -66,9 +66,14 @@ class Node:
         return [names.get(name, name) for name in (self.wires.taken(self._trains(training)) if self.wires else ())]
 
     def given(self, training: bool) -> list[str]:
-        """Entries that it gives, by their names in the graph."""
+        """Entries that it gives, by their names in the graph; each of its feature maps is one."""
         names = self.config.rename_outputs
-        return [names.get(name, name) for name in (self.wires.given(self._trains(training)) if self.wires else ())]
+        given = [names.get(name, name) for name in (self.wires.given(self._trains(training)) if self.wires else ())]
+        return [*given, *map(self.map_name, self.shape)]
+
+    def map_name(self, feature: str) -> str:
+        """The entry that is one of its feature maps."""
+        return f"{self.name}.{feature}"
 
     def _trains(self, training: bool) -> bool:
         return training and not self.config.freeze

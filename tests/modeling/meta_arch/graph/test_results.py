@@ -195,6 +195,11 @@ def test_features_are_no_outputs_even_if_there_are_as_many_levels_as_images(grap
         model(batch)
 
 
+def test_one_feature_map_can_be_an_output(graph, batch):
+    results = graph("- {name: trunk, type: pyramid}", "OUTPUTS: [trunk.b]").eval()(batch)
+    assert [tuple(result["trunk.b"].shape) for result in results] == [(8, 2, 2), (8, 2, 2)]
+
+
 def test_outputs_of_nodes_that_a_task_leaves_out_are_absent(graph, returning, batch):
     for name in ("det", "cls"):
         returning(name, lambda module, data, name=name: {f"{name}_score": [1, 2], "name": name})

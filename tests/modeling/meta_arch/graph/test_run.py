@@ -309,6 +309,20 @@ def test_torch_module_is_called_with_the_entries_that_inputs_names(graph, batch)
     assert results[0]["logits"].tolist() == [0.0, 0.0]
 
 
+CONV = "- {name: conv, type: torch.nn.Conv2d, inputs: %s, outputs: maps, kwargs: {out_channels: 5, kernel_size: 1}}"
+
+
+def test_torch_module_can_take_one_map_of_a_node_and_is_told_its_channels(graph, batch):
+    model = graph("- {name: trunk, type: pyramid}\n" + CONV % "trunk.b")
+    assert model.nodes.conv.in_channels == 8
+    assert tuple(model.eval()(batch)[0]["maps"].shape) == (5, 2, 2)  # b has stride 4.
+
+
+def test_map_that_a_node_does_not_have_is_suggested(graph):
+    with pytest.raises(KeyError, match=r"yaml:8: node 'conv' takes 'trunk\.c', .* did you mean 'trunk\.[ab]'\?"):
+        graph("- {name: trunk, type: pyramid}\n" + (CONV % "trunk.c").replace("kwargs: {", "kwargs: {in_channels: 8, "))
+
+
 def test_torch_loss_is_left_out_when_predicting(graph, returning, batch):
     returning("head", lambda module, data: {"logits": module.weight * torch.zeros(len(data["image"]), 4)})
     loss = "- {name: ce, type: torch.nn.CrossEntropyLoss, inputs: [logits, label], outputs: [ce_loss]}"
