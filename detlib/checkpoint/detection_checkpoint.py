@@ -84,7 +84,7 @@ class DetectionCheckpointer(Checkpointer):
 
         Args:
             path: a file, a URL, ``detectron2://...`` or ``catalog://...``. With ``?matching_heuristics=True`` after
-                it, weights go to the names of the model that end with theirs. Empty: nothing is loaded.
+                it, weights go to the names of the model that end with theirs. Empty: only files of parts are.
             args, kwargs: ``checkpointables``, a list of keys to load; ``None`` for all.
 
         Returns:
