@@ -245,7 +245,7 @@ def _in_node(error: Exception, config: NodeConfig) -> ConfigError:
 
 def _raised_at(error: Exception) -> str:
     """Where the code of a part has failed, as tools print errors without a traceback."""
-    torch_folder = os.path.dirname(torch.__file__)
+    torch_folder = os.path.join(os.path.dirname(torch.__file__), "")
     frames = [x for x in traceback.extract_tb(error.__traceback__) if not x.filename.startswith(torch_folder)]
     return f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
 

@@ -102,7 +102,8 @@ class NeckPart(GraphPart):
         return tried_shape(module, input_shape) if input_shape else {}
 
     def run(self, module: nn.Module, data: Data, node: NodeConfig) -> Data:
-        return _features(module(data["feature_dict"]))
+        maps = module(data["feature_dict"])
+        return {"feature_dict": maps} if isinstance(maps, Mapping) else {"features": as_list(maps)}
 
 
 class ClassifierPart(GraphPart):
@@ -326,9 +327,9 @@ def part_of(node: NodeConfig) -> GraphPart:
     part = _named_part(node)
     if node.inputs is None or isinstance(part, LossPart):
         return part
-    # Such as torch.nn.CrossEntropyLoss: what it takes is not there when predicting.
-    is_loss = type(part) is GraphPart and len(node.outputs) == 1 and "loss" in node.outputs[0]
-    return LossPart(part.target) if is_loss else CalledPart(part)
+    if type(part) is GraphPart and len(node.outputs) == 1 and "loss" in node.outputs[0]:
+        return LossPart(part.target)  # Such as torch.nn.CrossEntropyLoss; without labels it cannot run.
+    return CalledPart(part)
 
 
 def _named_part(node: NodeConfig) -> GraphPart:
@@ -352,11 +353,10 @@ def _named_part(node: NodeConfig) -> GraphPart:
         except Exception as error:  # The module's own code runs, and can fail in any way.
             raise CustomImportError(f"{node} has the type {node.type!r}: {error}") from error
     known = sorted({name for registry in (MODULE_ZOO_REGISTRY, *dict(_KINDS)) for name in _names_in(registry)})
-    aliases = ", ".join(sorted(_names_in(MODULE_ZOO_REGISTRY)))
     raise UnknownNameError(
-        f"{node} has the unknown type {node.type!r}; {suggestion(node.type, known)}Known: {aliases}; backbones, necks, "
-        f"heads and losses by their names; or a class by its path, as package.module.Class. Is its module in "
-        f"CUSTOM_IMPORTS?"
+        f"{node} has the unknown type {node.type!r}; {suggestion(node.type, known)}Known: "
+        f"{', '.join(_names_in(MODULE_ZOO_REGISTRY))}; backbones, necks, heads and losses by their names; or a class "
+        f"by its path, as package.module.Class. Is its module in CUSTOM_IMPORTS?"
     )
 
 
@@ -368,10 +368,6 @@ def _in_output_size(results: list[Instances], data: Data) -> list[Instances]:
 def _stride_of(input_shape: Shapes) -> int | None:
     """The stride of the only map, or that of the image."""
     return next(iter(input_shape.values())).stride if input_shape else 1
-
-
-def _features(maps: Any) -> Data:
-    return {"feature_dict": maps} if isinstance(maps, Mapping) else {"features": as_list(maps)}
 
 
 def _head(name: str) -> GraphPart:
