@@ -250,6 +250,18 @@ def test_weights_of_losses_are_factors(graph_of, samples):
             r"node 'loss': a loss gives one entry, with 'loss' in its name; outputs is \['x'\]",
         ),
         (
+            [{**HEAD, "prev": "backbone"}],
+            r"node 'head': the head takes features of shape \(N, 64\), got \(1, 64, 2, 2\)",
+        ),
+        (
+            [PYRAMID, {**RETINANET, "kwargs": {"head": {"NAME": "FCOSHead", "NUM_CLASSES": 3, "CONV_DIMS": [8]}}}],
+            r"node 'det': FCOSHead predicts maps of \[.*\] channels; RetinaNet needs",
+        ),
+        (
+            [PYRAMID, {**RPN, "cfg": {"MODEL": {"PROPOSAL_GENERATOR": {"NAME": "PrecomputedProposals"}}}}],
+            r"node 'rpn': .*samples bring proposals; leave the node out",
+        ),
+        (
             [{**RESNET, "name": "b", "kwargs": {"depth": 18}}],
             r"node 'b': .*MODEL.RESNETS.DEPTH.*In a node, write that as cfg: \{MODEL: \{\.\.\.\}\}",
         ),
@@ -298,14 +310,17 @@ def test_backbone_below_another_node_counts_its_stride_from_the_image(graph_of, 
     assert len(predict(graph, samples)) == 2  # 48 x 72 becomes 64 x 96.
 
 
-def test_options_of_another_backbone_are_not_those_of_the_node(graph_of, samples):
-    options = ["MODEL.BACKBONE", {"NAME": "ResNet_CIFAR", "DEPTH": 18, "FREEZE_AT": 0}]
-    graph = graph_of(
+@pytest.mark.parametrize(
+    "node",
+    [
         {"name": "b", "type": "MobileNetV2", "kwargs": {"width_mult": 0.25}},
-        {**GAP, "prev": "b"},
-        HEAD,
-        options=options,
-    )
+        {"name": "b", "type": "backbone", "kwargs": {"NAME": "MobileNetV2", "WIDTH_MULT": 0.25}},
+    ],
+)
+def test_options_of_another_backbone_are_not_those_of_the_node(graph_of, samples, node):
+    options = ["MODEL.BACKBONE", {"NAME": "ResNet_CIFAR", "DEPTH": 18, "FREEZE_AT": 0}]
+    graph = graph_of(node, {**GAP, "prev": "b"}, HEAD, options=options)
+    assert type(graph.nodes["b"]).__name__ == "MobileNetV2"
     assert set(train(graph, samples)) == {"head.loss_cls"}
 
 
