@@ -14,6 +14,7 @@ from detlib.engine import DefaultPredictor, DefaultTrainer
 from detlib.modeling import LOSS_REGISTRY, MODULE_ZOO_REGISTRY, build_model
 from detlib.modeling.loss import build_loss
 from detlib.modeling.meta_arch.graph.config import read_nodes
+from detlib.utils.env import seed_all_rng
 from detlib.utils.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +101,7 @@ def config_of(name, *options):
 def test_classifier_of_ones_own_learns_to_tell_circles_from_squares(my_graph):
     exec((my_graph / "draw.py").read_text(), {})
     cfg = config_of("custom_net.yaml", "DATASETS.TEST", "()")
+    seed_all_rng(cfg.SEED)
     DefaultTrainer(cfg).train()
     cfg.MODEL.WEIGHTS = "output/custom_net/model_final.pth"
     predict = DefaultPredictor(cfg)
