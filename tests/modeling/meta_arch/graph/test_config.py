@@ -57,9 +57,11 @@ def test_one_mapping_is_a_list_of_one_node(write):
 
 
 def test_kwarg_is_read_as_kwargs_with_a_warning(graph_cfg, caplog):
+    cfg = graph_cfg("- {name: trunk, type: custom_net, kwarg: {depth: 1}}")
     with caplog.at_level(logging.WARNING):
-        (node,) = read_nodes(graph_cfg("- {name: trunk, type: custom_net, kwarg: {depth: 1}}"))
+        (node,) = read_nodes(cfg)
     assert node.kwargs == {"depth": 1}
+    assert cfg.MODEL.MODULE_GRAPH.NET[0]["kwarg"] == {"depth": 1}
     assert re.search(r"graph\.yaml:7: node 'trunk': kwarg is read as kwargs", caplog.text)
 
 
