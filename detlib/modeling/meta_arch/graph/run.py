@@ -97,10 +97,10 @@ class GraphRun:
                 error.add_note(f"This is from {node}. Without inputs, a module is called with the dict of all entries.")
             raise
         if not isinstance(returned, Mapping):
-            raise ConfigTypeError(
-                f"{node} returned {'nothing' if returned is None else f'a {type(returned).__name__}'}; a module must "
-                f"return a dict of new entries: does its forward() end with return?"
-            )
+            came, hint = f"a {type(returned).__name__}", ", as {'logits': x}"
+            if returned is None:
+                came, hint = "nothing", ": does its forward() end with return?"
+            raise ConfigTypeError(f"{node} returned {came}; a module must return a dict of new entries{hint}")
         new = {key: value for key, value in returned.items() if key not in view or value is not view[key]}
         if node.shape:  # It gives features, be they those that it has got.
             new.update({key: returned[key] for key in FEATURES if key in returned})

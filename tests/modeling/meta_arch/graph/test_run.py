@@ -120,7 +120,7 @@ def test_module_that_passes_all_on_gives_only_what_is_new(graph, returning, batc
     [
         (None, r"returned nothing; a module must return a dict .* does its forward\(\) end with return\?"),
         ([1], "returned a list; a module must return a dict"),
-        (torch.zeros(1), "returned a Tensor; a module must return a dict"),
+        (torch.zeros(1), "returned a Tensor; a module must return a dict of new entries, as {'logits': x}"),
     ],
 )
 def test_module_that_returns_no_dict_is_named(graph, returning, batch, returned, said):
