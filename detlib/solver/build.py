@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from detlib.config.config import CfgNode
+from detlib.solver.lars import LARS
 from detlib.solver.lr_scheduler import LRMultiplier, WarmupParamScheduler
 from detlib.utils.errors import ConfigError
 
@@ -61,14 +62,17 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         raise ConfigError(
             "the model has no trainable parameter; is MODEL.BACKBONE.FREEZE_AT too high, or all of a graph frozen?"
         )
-    shared = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY, "foreach": True}
+    shared = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
+    momentum = cfg.SOLVER.MOMENTUM
     name = cfg.SOLVER.OPTIMIZER
     if name == "SGD":
-        optimizer, own = torch.optim.SGD, {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
+        optimizer, own = torch.optim.SGD, {"momentum": momentum, "nesterov": cfg.SOLVER.NESTEROV, "foreach": True}
+    elif name == "LARS":
+        optimizer, own = LARS, {"momentum": momentum}
     elif name == "AdamW":
-        optimizer, own = torch.optim.AdamW, {"betas": tuple(cfg.SOLVER.BETAS)}
+        optimizer, own = torch.optim.AdamW, {"betas": tuple(cfg.SOLVER.BETAS), "foreach": True}
     else:
-        raise ConfigError(f"SOLVER.OPTIMIZER is {name!r}; it must be SGD or AdamW")
+        raise ConfigError(f"SOLVER.OPTIMIZER is {name!r}; it must be SGD, LARS or AdamW")
     return maybe_add_gradient_clipping(cfg, optimizer)(params, **shared, **own)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from detlib.config import get_cfg
-from detlib.solver import build_lr_scheduler, build_optimizer, get_default_optimizer_params
+from detlib.solver import LARS, build_lr_scheduler, build_optimizer, get_default_optimizer_params
 from detlib.solver.build import maybe_add_gradient_clipping, reduce_param_groups
 from detlib.utils.errors import ConfigError
 
@@ -94,9 +94,19 @@ def test_adamw_from_the_config(cfg, model):
     assert decay == {"0.weight": 0.3, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0}
 
 
+def test_lars_from_the_config_has_momentum_and_decay_of_the_config(cfg, model):
+    cfg.merge_from_list(["SOLVER.OPTIMIZER", "LARS", "SOLVER.MOMENTUM", 0.7, "SOLVER.WEIGHT_DECAY", 0.3])
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, LARS)
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.7}
+    decay = {name: options["weight_decay"] for name, options in by_name(model, optimizer.param_groups).items()}
+    assert decay == {"0.weight": 0.3, "0.bias": 0.3, "1.weight": 0.0, "1.bias": 0.0}
+
+
 def test_unknown_optimizer_is_named(cfg, model):
     cfg.SOLVER.OPTIMIZER = "Adam"
-    with pytest.raises(ConfigError, match=r"'Adam'.*SGD or AdamW"):
+    with pytest.raises(ConfigError, match=r"'Adam'.*SGD, LARS or AdamW"):
         build_optimizer(cfg, model)
 
 

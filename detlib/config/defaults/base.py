@@ -91,7 +91,7 @@ SOLVER = {
     # Learning rate after warm-up, and the one that a cosine schedule ends with.
     "BASE_LR": 0.001,
     "BASE_LR_END": 0.0,
-    # "SGD", with MOMENTUM and NESTEROV, or "AdamW", with BETAS.
+    # "SGD", with MOMENTUM and NESTEROV; "LARS", with MOMENTUM, for large batches; or "AdamW", with BETAS.
     "OPTIMIZER": "SGD",
     "MOMENTUM": 0.9,
     "NESTEROV": False,
