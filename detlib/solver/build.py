@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from detlib.config.config import CfgNode
 from detlib.solver.lars import LARS
 from detlib.solver.lr_scheduler import LRMultiplier, WarmupParamScheduler
+from detlib.solver.param_options import lr_factor_of, param_option_groups, read_param_options
 from detlib.utils.errors import ConfigError
 
 __all__ = [
@@ -49,19 +50,21 @@ class GradientClipType(Enum):
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     """What SOLVER.OPTIMIZER names, over the trainable parameters, with gradient clipping if the config wants it."""
+    options = read_param_options(cfg.SOLVER, model)
     params = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        lr_factor_func=_lr_factor_of_modules(cfg.SOLVER.LAYER_DECAY, model),
+        lr_factor_func=lr_factor_of(cfg.SOLVER.LAYER_DECAY, model, options),
         overrides={name: {"weight_decay": 0.0} for name in cfg.SOLVER.NO_WEIGHT_DECAY},
     )
     if not params:
         raise ConfigError(
             "the model has no trainable parameter; is MODEL.BACKBONE.FREEZE_AT too high, or all of a graph frozen?"
         )
+    params = reduce_param_groups(params + param_option_groups(model, options))
     shared = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
     momentum = cfg.SOLVER.MOMENTUM
     name = cfg.SOLVER.OPTIMIZER
@@ -248,31 +251,6 @@ def _trainable_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Module, nn
             if param.requires_grad and param not in seen:
                 seen.add(param)
                 yield f"{prefix}.{name}" if prefix else name, module, param
-
-
-def _lr_factor_of_modules(decay: float, model: nn.Module) -> Callable[[str], float] | None:
-    """Full parameter name -> factor of the learning rate: the product of what the modules around it say.
-
-    A method ``lr_factor(name, decay)`` tells how deep a parameter lies; ``lr_factors`` are factors by prefix.
-    """
-    # Also in wrappers, such as DistributedDataParallel, which hide the attributes of the model.
-    modules = {f"{prefix}.".lstrip("."): module for prefix, module in model.named_modules()}
-    graded = {prefix: m for prefix, m in modules.items() if decay != 1.0 and hasattr(m, "lr_factor")}
-    fixed = {prefix + own: f for prefix, m in modules.items() for own, f in getattr(m, "lr_factors", {}).items()}
-    if decay != 1.0 and not graded:
-        raise ConfigError(
-            f"SOLVER.LAYER_DECAY is {decay}, but no part of this model says how deep its layers lie; a ViT backbone "
-            "does. Set it to 1.0, or give a module a method lr_factor(name, decay)"
-        )
-    if not graded and not fixed:
-        return None
-
-    def factor(name: str) -> float:
-        prefix = next((prefix for prefix in graded if name.startswith(prefix)), None)
-        depth = 1.0 if prefix is None else graded[prefix].lr_factor(name.removeprefix(prefix), decay)
-        return depth * math.prod(f for prefix, f in fixed.items() if name.startswith(prefix))
-
-    return factor
 
 
 def _bias_options(

@@ -55,7 +55,7 @@ class WarmupParamScheduler(CompositeParamScheduler):
 class LRMultiplier(LRScheduler):
     """Sets each group's learning rate to its initial one times ``multiplier(iteration / max_iter)``.
 
-    Step it once per iteration.
+    Groups with a true option ``fixed_lr`` stay at the initial one. Step it once per iteration.
     """
 
     def __init__(self, optimizer: Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1) -> None:
@@ -78,7 +78,8 @@ class LRMultiplier(LRScheduler):
 
     def get_lr(self) -> list[float]:
         factor = self._multiplier(self.last_epoch / self._max_iter)
-        return [base_lr * factor for base_lr in self.base_lrs]
+        rates = zip(self.optimizer.param_groups, self.base_lrs, strict=True)
+        return [base_lr if group.get("fixed_lr", False) else base_lr * factor for group, base_lr in rates]
 
 
 class WarmupMultiStepLR(LRScheduler):

@@ -124,6 +124,11 @@ SOLVER = {
     "WEIGHT_DECAY_BIAS": None,
     # Parameters without weight decay, by the last part of their name, such as "pos_embed".
     "NO_WEIGHT_DECAY": [],
+    # Options of single parameters, [{PARAMS: "^(neck|head)\\.", LR_FACTOR: 5.0}], that go over all of the above. PARAMS
+    # is a regular expression that is found in their full names; MAX_NDIM: 1 leaves only biases and scales of
+    # normalisation. LR_FACTOR multiplies the rate; WEIGHT_DECAY and MOMENTUM replace those of the other parameters;
+    # FIXED_LR: true keeps the rate out of warm-up and schedule. Of equal options, the last one counts.
+    "PARAM_OPTIONS": Parts(),
     "CLIP_GRADIENTS": {
         "ENABLED": False,
         # "value" clips each entry, "norm" the norm of each parameter, "full_model" that of all together.
