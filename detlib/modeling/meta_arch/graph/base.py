@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from detlib.config import CfgNode
 from detlib.layers import ShapeSpec
 from detlib.modeling.meta_arch.build import ClassOption, class_options_of
-from detlib.modeling.meta_arch.graph.build import Setting, Shapes, as_list, construct, overlaid
 from detlib.modeling.meta_arch.graph.config import OVERRIDES, NodeConfig
+from detlib.modeling.meta_arch.graph.construct import BuildContext, Shapes, as_list, construct, overlaid
 from detlib.modeling.module_zoo import Wires
 from detlib.utils.errors import ConfigError, ConfigTypeError
 
@@ -36,13 +36,13 @@ class GraphPart:
     def __init__(self, target: Callable[..., nn.Module]) -> None:
         self.target = target
 
-    def cfg(self, setting: Setting) -> CfgNode:
+    def cfg(self, context: BuildContext) -> CfgNode:
         """The config as this node sees it."""
-        return setting.cfg
+        return context.cfg
 
-    def class_options(self, setting: Setting) -> list[ClassOption]:
+    def class_options(self, context: BuildContext) -> list[ClassOption]:
         """How many classes the config gives the module, if its attributes name such options as those of models do."""
-        node = setting.node
+        node = context.node
         return [
             replace(
                 option,
@@ -50,11 +50,11 @@ class GraphPart:
                 key=f"{OVERRIDES}.{node.name}.num_classes",  # They replace what its kwargs have.
                 tasks=node.tasks,
             )
-            for option in class_options_of(self, self.cfg(setting))
+            for option in class_options_of(self, self.cfg(context))
         ]
 
-    def build(self, setting: Setting) -> nn.Module:
-        return construct(self.target, setting)
+    def build(self, context: BuildContext) -> nn.Module:
+        return construct(self.target, context)
 
     def wires(self, module: nn.Module, node: NodeConfig) -> Wires | None:
         """What is known before the module runs; None if nothing is."""
@@ -86,12 +86,12 @@ class CalledPart(GraphPart):
     def __init__(self, part: GraphPart) -> None:
         self.part = part
 
-    def build(self, setting: Setting) -> nn.Module:
-        if not setting.node.outputs:
+    def build(self, context: BuildContext) -> nn.Module:
+        if not context.node.outputs:
             raise ConfigError(
                 "a node with inputs needs outputs: names of what its module returns, as outputs: [logits]"
             )
-        return self.part.build(setting)
+        return self.part.build(context)
 
     def wires(self, module: nn.Module, node: NodeConfig) -> Wires:
         return Wires(inputs=node.inputs, outputs=node.outputs)
@@ -130,23 +130,23 @@ class ConfiguredPart(GraphPart):
         """
         self.name = name
 
-    def cfg(self, setting: Setting) -> CfgNode:
-        node = setting.node
-        cfg = overlaid(setting.cfg, self.section, {key.upper(): value for key, value in node.kwargs.items()}, node)
+    def cfg(self, context: BuildContext) -> CfgNode:
+        node = context.node
+        cfg = overlaid(context.cfg, self.section, {key.upper(): value for key, value in node.kwargs.items()}, node)
         return overlaid(cfg, self.name_section or self.section, {"NAME": self.name}, node) if self.name else cfg
 
 
-def maps_of(setting: Setting) -> Shapes:
+def maps_of(context: BuildContext) -> Shapes:
     """The shapes of the feature maps that a node cannot do without.
 
     Raises:
         ConfigError: there are none.
     """
-    if not setting.input_shape:
-        prev = ", ".join(setting.node.prev)
+    if not context.input_shape:
+        prev = ", ".join(context.node.prev)
         problem = f"prev {prev} declares no outputs" if prev else "it has no prev"
-        raise ConfigError(f"{setting.node.type} takes feature maps, but {problem}; name nodes that give some")
-    return setting.input_shape
+        raise ConfigError(f"{context.node.type} takes feature maps, but {problem}; name nodes that give some")
+    return context.input_shape
 
 
 def prefixed(losses: Mapping[str, Tensor], node: NodeConfig) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ class NodeConfig:
         lr_factor: factor on the learning rate of its parameters.
         weights: a checkpoint of its own.
         taps: names of modules in it whose outputs are drawn; "" is the whole node.
-        options: changes of the config that it alone sees.
+        cfg_changes: changes of the config that it alone sees.
         changes: places in other files, or "command line" or "code", where it was changed.
     """
 
@@ -59,7 +59,7 @@ class NodeConfig:
     lr_factor: float = 1.0
     weights: str = ""
     taps: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
+    cfg_changes: dict[str, Any] = field(default_factory=dict)
     changes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -208,7 +208,7 @@ _READERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "type": _reader("type", _type),
     "prev": _reader("prev", _names),
     "kwargs": _reader("kwargs", _mapping),
-    "cfg": _reader("options", _mapping),
+    "cfg": _reader("cfg_changes", _mapping),
     "inputs": _reader("inputs", _names),
     "outputs": _reader("outputs", _names),
     "rename": _rename,

@@ -6,8 +6,8 @@ from detlib.modeling.backbone.given_features import GivenFeatures
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.meta_arch.dense_detector import DenseDetector
 from detlib.modeling.meta_arch.graph.base import ConfiguredPart, Data, maps_of, prefixed
-from detlib.modeling.meta_arch.graph.build import Setting, Shapes
 from detlib.modeling.meta_arch.graph.config import NodeConfig
+from detlib.modeling.meta_arch.graph.construct import BuildContext, Shapes
 from detlib.modeling.meta_arch.graph.targets import gt_instances_for, proposals_for, sem_seg_for
 from detlib.modeling.meta_arch.semantic_seg import build_sem_seg_head, resize_to_output
 from detlib.modeling.module_zoo import Wires
@@ -27,8 +27,8 @@ class ProposalPart(ConfiguredPart):
     section = "MODEL.RPN"
     name_section = "MODEL.PROPOSAL_GENERATOR"
 
-    def build(self, setting: Setting) -> nn.Module:
-        module = build_proposal_generator(self.cfg(setting), maps_of(setting))
+    def build(self, context: BuildContext) -> nn.Module:
+        module = build_proposal_generator(self.cfg(context), maps_of(context))
         if module is None:
             raise ConfigError("MODEL.PROPOSAL_GENERATOR.NAME says that samples bring proposals; leave the node out")
         return module
@@ -53,8 +53,8 @@ class ROIHeadsPart(ConfiguredPart):
     section = "MODEL.ROI_HEADS"
     num_classes_key = "MODEL.ROI_HEADS.NUM_CLASSES"
 
-    def build(self, setting: Setting) -> nn.Module:
-        return build_roi_heads(self.cfg(setting), maps_of(setting))
+    def build(self, context: BuildContext) -> nn.Module:
+        return build_roi_heads(self.cfg(context), maps_of(context))
 
     def wires(self, module: nn.Module, node: NodeConfig) -> Wires:
         return Wires(
@@ -77,8 +77,8 @@ class SemSegPart(ConfiguredPart):
     section = "MODEL.SEM_SEG_HEAD"
     num_stuff_classes_key = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
 
-    def build(self, setting: Setting) -> nn.Module:
-        return build_sem_seg_head(self.cfg(setting), maps_of(setting))
+    def build(self, context: BuildContext) -> nn.Module:
+        return build_sem_seg_head(self.cfg(context), maps_of(context))
 
     def wires(self, module: nn.Module, node: NodeConfig) -> Wires:
         return Wires(
@@ -105,13 +105,13 @@ class DenseDetectorPart(ConfiguredPart):
         self.num_classes_key = getattr(self.detector, "num_classes_key", "")
         self.section = self.num_classes_key.rpartition(".")[0]
 
-    def build(self, setting: Setting) -> nn.Module:
+    def build(self, context: BuildContext) -> nn.Module:
         name = self.detector.__name__
-        if setting.node.kwargs and not self.section:
+        if context.node.kwargs and not self.section:
             raise ConfigError(f"{name} has no num_classes_key, which tells its section; write cfg in place of kwargs")
-        cfg = self.cfg(setting).clone()
+        cfg = self.cfg(context).clone()
         cfg.defrost()
-        shapes = {name: {"channels": x.channels, "stride": x.stride} for name, x in maps_of(setting).items()}
+        shapes = {name: {"channels": x.channels, "stride": x.stride} for name, x in maps_of(context).items()}
         cfg.MODEL.BACKBONE = {"NAME": "GivenFeatures", "FREEZE_AT": 0, "SHAPES": shapes}
         cfg.MODEL.NECK = {"NAME": ""}
         cfg.freeze()

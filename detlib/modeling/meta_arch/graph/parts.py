@@ -24,8 +24,8 @@ from detlib.modeling.meta_arch.graph.base import (
     maps_of,
     prefixed,
 )
-from detlib.modeling.meta_arch.graph.build import Setting, Shapes, as_list, construct, overlaid, tried_shape
 from detlib.modeling.meta_arch.graph.config import NodeConfig, suggestion
+from detlib.modeling.meta_arch.graph.construct import BuildContext, Shapes, as_list, construct, overlaid, tried_shape
 from detlib.modeling.meta_arch.graph.detector_parts import DenseDetectorPart, ProposalPart, ROIHeadsPart, SemSegPart
 from detlib.modeling.meta_arch.graph.targets import class_labels_for, compared_by
 from detlib.modeling.meta_arch.semantic_seg import SEM_SEG_HEADS_REGISTRY
@@ -44,23 +44,23 @@ class BackbonePart(ConfiguredPart):
 
     section = "MODEL.BACKBONE"
 
-    def cfg(self, setting: Setting) -> CfgNode:
+    def cfg(self, context: BuildContext) -> CfgNode:
         """The config without the options of another backbone."""
-        cfg, given = setting.cfg, {key.upper(): value for key, value in setting.node.kwargs.items()}
+        cfg, given = context.cfg, {key.upper(): value for key, value in context.node.kwargs.items()}
         if (self.name or given.get("NAME", cfg.MODEL.BACKBONE.NAME)) != cfg.MODEL.BACKBONE.NAME:
             cfg = cfg.clone()
             cfg.defrost()
             for key in set(cfg.MODEL.BACKBONE) - set(DEFAULTS["MODEL"]["BACKBONE"]):
                 del cfg.MODEL.BACKBONE[key]
-        return super().cfg(replace(setting, cfg=cfg))
+        return super().cfg(replace(context, cfg=cfg))
 
-    def build(self, setting: Setting) -> nn.Module:
-        shapes = list(maps_of(setting).values()) if setting.node.prev else []
+    def build(self, context: BuildContext) -> nn.Module:
+        shapes = list(maps_of(context).values()) if context.node.prev else []
         if len(shapes) > 1:
-            raise ConfigError(f"a backbone takes one feature map, but prev gives {', '.join(setting.input_shape)}")
+            raise ConfigError(f"a backbone takes one feature map, but prev gives {', '.join(context.input_shape)}")
         build = build_bottom_up if self.name else build_backbone  # The latter adds the neck of the config.
         try:
-            return build(self.cfg(setting), shapes[0] if shapes else None)
+            return build(self.cfg(context), shapes[0] if shapes else None)
         except ConfigKeyError as error:
             raise ConfigKeyError(f"{error} In a node, write that as cfg: {{MODEL: {{...}}}}.") from None
 
@@ -105,20 +105,20 @@ class ClassifierPart(GraphPart):
     def num_image_classes_key(self) -> str | None:
         return "MODEL.CLASSIFIER.NUM_CLASSES" if "num_classes" in takes(self.target) else None
 
-    def cfg(self, setting: Setting) -> CfgNode:
-        given = {key.upper(): value for key, value in setting.node.kwargs.items() if key.lower() == "num_classes"}
-        return overlaid(setting.cfg, "MODEL.CLASSIFIER", given, setting.node)
+    def cfg(self, context: BuildContext) -> CfgNode:
+        given = {key.upper(): value for key, value in context.node.kwargs.items() if key.lower() == "num_classes"}
+        return overlaid(context.cfg, "MODEL.CLASSIFIER", given, context.node)
 
-    def build(self, setting: Setting) -> nn.Module:
-        if setting.cfg.MODEL.CLASSIFIER.BATCH_AUGMENTS:
+    def build(self, context: BuildContext) -> nn.Module:
+        if context.cfg.MODEL.CLASSIFIER.BATCH_AUGMENTS:
             raise ConfigError(
                 "MODEL.CLASSIFIER.BATCH_AUGMENTS mixes images before an ImageClassifier's backbone, which a graph does "
                 "not; set it to []"
             )
-        offers: dict[str, Any] = {"num_classes": self.cfg(setting).MODEL.CLASSIFIER.NUM_CLASSES}
-        if setting.input_shape:
-            offers["in_channels"] = list(setting.input_shape.values())[-1].channels
-        module = construct(self.target, setting, **offers)
+        offers: dict[str, Any] = {"num_classes": self.cfg(context).MODEL.CLASSIFIER.NUM_CLASSES}
+        if context.input_shape:
+            offers["in_channels"] = list(context.input_shape.values())[-1].channels
+        module = construct(self.target, context, **offers)
         if not hasattr(module, "num_classes"):  # With which labels are compared.
             module.num_classes = offers.get("num_classes" if self.num_image_classes_key else "in_channels")
         return module
@@ -139,10 +139,10 @@ class ClassifierPart(GraphPart):
 class DenseHeadPart(GraphPart):
     """Heads of dense detectors alone: a list of maps in, predictions for every map out, under the node's name."""
 
-    def build(self, setting: Setting) -> nn.Module:
-        shapes = list(maps_of(setting).values())
+    def build(self, context: BuildContext) -> nn.Module:
+        shapes = list(maps_of(context).values())
         offers = {"input_shape": shapes, "in_channels": shapes[0].channels, "num_anchors": 1}
-        return construct(self.target, setting, **offers)
+        return construct(self.target, context, **offers)
 
     def wires(self, module: nn.Module, node: NodeConfig) -> Wires:
         return Wires(inputs=("features",), outputs=(node.name,))
@@ -154,13 +154,13 @@ class DenseHeadPart(GraphPart):
 class LossPart(GraphPart):
     """A loss of the entries that ``inputs`` names, when training."""
 
-    def build(self, setting: Setting) -> nn.Module:
-        if setting.node.inputs is None:
+    def build(self, context: BuildContext) -> nn.Module:
+        if context.node.inputs is None:
             raise ConfigError("a loss needs inputs: what it compares, as inputs: [logits, label]")
-        outputs = setting.node.outputs
+        outputs = context.node.outputs
         if len(outputs) > 1 or not all("loss" in name for name in outputs):
             raise ConfigError(f"a loss gives one entry, with 'loss' in its name; outputs is {list(outputs)}")
-        return construct(self.target, setting)
+        return construct(self.target, context)
 
     def wires(self, module: nn.Module, node: NodeConfig) -> Wires:
         return Wires(targets=node.inputs or (), losses=node.outputs or (f"{node.name}.loss",))

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from detlib.layers import ShapeSpec
-from detlib.modeling.meta_arch.graph.build import Shapes
 from detlib.modeling.meta_arch.graph.config import suggestion
+from detlib.modeling.meta_arch.graph.construct import Shapes
 from detlib.modeling.meta_arch.graph.parts import FEATURES, Data
 from detlib.modeling.meta_arch.graph.wires import Node, join_features
 from detlib.utils.errors import ConfigError, ConfigKeyError, ConfigTypeError, DetlibError
@@ -53,10 +53,10 @@ class GraphRun:
                 )
             self.givers[key] = node
             self.data[key] = value
-        self._forget(new)
+        self._outdate_samples(new)
 
-    def _forget(self, new: Data) -> None:
-        """Take out of the samples what a node has given anew, such as labels that it has mixed."""
+    def _outdate_samples(self, new: Data) -> None:
+        """Leave out of the samples what a node has given anew, such as mixed labels; the caller's stay as they are."""
         samples = self.data["batched_inputs"]
         if any(key in samples[0] for key in new):
             self.data["batched_inputs"] = [{k: v for k, v in sample.items() if k not in new} for sample in samples]
@@ -77,21 +77,12 @@ class GraphRun:
     @staticmethod
     def _call(node: Node, module: nn.Module, view: Data) -> Data:
         """The new entries that the module gives, by their names in the graph."""
-        own = dict(view)  # The module may write into what it gets.
+        own = _View(view, node.config.rename_inputs)  # The module may write into it.
         try:
             returned = node.part.run(module, own, node.config)
         except DetlibError as error:
-            error.args = (f"{node}: {error}", *error.args[1:])
+            error.args = (f"{node} {error}" if isinstance(error, _MissingEntryError) else f"{node}: {error}",)
             raise
-        except KeyError as error:
-            name = error.args[0] if len(error.args) == 1 else None
-            if not isinstance(name, str) or name in view:
-                raise
-            outer = next((key for key, inner in node.config.rename_inputs.items() if inner == name), name)
-            what = repr(name) if outer == name else f"{outer!r} as {name!r}"
-            raise ConfigKeyError(
-                f"{node} takes {what}, which is not there; {suggestion(outer, view)}There is {', '.join(sorted(view))}"
-            ) from error
         except Exception as error:
             if hasattr(error, "add_note"):  # Python 3.11
                 error.add_note(f"This is from {node}. Without inputs, a module is called with the dict of all entries.")
@@ -132,6 +123,28 @@ class GraphRun:
         self.maps[node.name], self.strides[node.name] = maps, dict(zip(maps, strides))
         self.data.update(features=list(features), strides=list(strides), feature_dict=maps)
         self.data.update({node.map_name(name): x for name, x in maps.items()})
+
+
+class _MissingEntryError(ConfigKeyError):
+    """A module takes an entry that is not there; the message goes on from the name of the node."""
+
+
+class _View(Data):
+    """A copy of all entries for a module, which tells what it lacks."""
+
+    def __init__(self, entries: Data, renamed: Mapping[str, str]) -> None:
+        """
+        Args:
+            renamed: entry -> name by which the module knows it.
+        """
+        super().__init__(entries)
+        self._outer = {inner: outer for outer, inner in renamed.items()}
+
+    def __missing__(self, name: str) -> Any:
+        outer = self._outer.get(name, name)
+        what = repr(name) if outer == name else f"{outer!r} as {name!r}"
+        hint = suggestion(str(outer), self)
+        raise _MissingEntryError(f"takes {what}, which is not there; {hint}There is {', '.join(sorted(self))}")
 
 
 def _check_names(node: Node, new: Data, training: bool) -> None:

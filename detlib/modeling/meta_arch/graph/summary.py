@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from detlib.modeling.meta_arch.graph.base import FEATURES, CalledPart, GraphPart
-from detlib.modeling.meta_arch.graph.build import in_eval_mode
 from detlib.modeling.meta_arch.graph.config import NodeConfig
+from detlib.modeling.meta_arch.graph.construct import in_eval_mode
 from detlib.modeling.meta_arch.graph.parts import BackbonePart, LossPart, NeckPart
 from detlib.modeling.meta_arch.graph.run import GraphRun
 from detlib.modeling.meta_arch.graph.wires import Node

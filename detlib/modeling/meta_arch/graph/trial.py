@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from detlib.modeling.meta_arch.graph.base import GraphPart
-from detlib.modeling.meta_arch.graph.build import in_eval_mode
 from detlib.modeling.meta_arch.graph.config import suggestion
+from detlib.modeling.meta_arch.graph.construct import in_eval_mode
 from detlib.modeling.meta_arch.graph.results import check_output
 from detlib.modeling.meta_arch.graph.run import GraphRun
 from detlib.modeling.meta_arch.graph.wires import Node
 from detlib.utils.errors import ConfigError, ConfigKeyError
 
-__all__ = ["check_layers"]
+__all__ = ["try_out"]
 
 MIN_SIZE = 64
 
@@ -47,7 +47,7 @@ class Misfit:
 
 
 @torch.no_grad()
-def check_layers(graph: nn.Module, known: Collection[str]) -> None:
+def try_out(graph: nn.Module, known: Collection[str]) -> None:
     """Run the nodes of a ModuleGraph in eval mode on one black image.
 
     Only a layer that gets other channels than it was made for counts, an entry that a node declares to take but nobody

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from detlib.modeling.meta_arch.graph.build import Shapes
 from detlib.modeling.meta_arch.graph.config import NodeConfig, suggestion
+from detlib.modeling.meta_arch.graph.construct import Shapes
 from detlib.modeling.meta_arch.graph.parts import FEATURES, GraphPart
 from detlib.modeling.module_zoo import Wires
 from detlib.utils.errors import ConfigError, ConfigKeyError

@@ -47,7 +47,7 @@ def test_node_has_what_its_keys_say(graph_cfg):
     assert (node.inputs, node.outputs) == (("logits",), ("score",))
     assert (node.rename_inputs, node.rename_outputs) == ({"a": "b"}, {"c": "d"})
     assert (node.tasks, node.loss_weights, node.freeze, node.lr_factor) == (("det", "seg"), {"ce_loss": 2.0}, True, 0.0)
-    assert (node.weights, node.taps, node.options) == ("a.pth", ("fc",), {"MODEL": {"MASK_ON": True}})
+    assert (node.weights, node.taps, node.cfg_changes) == ("a.pth", ("fc",), {"MODEL": {"MASK_ON": True}})
 
 
 def test_one_mapping_is_a_list_of_one_node(write):
