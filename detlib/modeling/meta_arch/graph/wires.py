@@ -126,7 +126,7 @@ def _check_input(node: Node, name: str, earlier: Sequence[Node], training: bool,
         return  # One of them may give it.
     known = {key for other in earlier for key in other.given(training)}
     raise ConfigKeyError(
-        f"{node} takes {name!r}, which no earlier node provides; {suggestion(name, known)}"
+        f"{node} takes {name!r}, which no earlier node provides; {suggestion(name, {*known, *from_batch})}"
         f"There {'are' if known else 'is'} {', '.join(sorted(known)) or 'nothing'} of nodes and "
         f"{', '.join(from_batch)} of the batch. If samples bring it, list it in MODEL.MODULE_GRAPH.INPUTS"
     )
