@@ -174,8 +174,8 @@ def _classifier(in_channels: int, num_classes: int) -> nn.Linear:
 def _checked(features: Tensor, in_channels: int) -> Tensor:
     if features.dim() != 2 or features.shape[1] != in_channels:
         raise ConfigError(
-            f"the head takes features of shape (N, {in_channels}), got {tuple(features.shape)}; a neck must pool feature "
-            f"maps, as GlobalAveragePooling does (MODEL.NECK, or a node of type gap), and IN_CHANNELS of the head be "
-            f"their channels"
+            f"the head takes features of shape (N, {in_channels}), got {tuple(features.shape)}; a neck must pool "
+            f"feature maps, as GlobalAveragePooling does (MODEL.NECK, or a node of type gap), and IN_CHANNELS of the "
+            f"head be their channels"
         )
     return features

@@ -137,7 +137,7 @@ def test_number_of_classes_must_be_positive(head):
 
 @pytest.mark.parametrize("shape", [(2, 8), (2, 4, 7, 7)])
 def test_features_that_are_not_pooled_or_of_other_channels_are_refused(shape):
-    with pytest.raises(ConfigError, match=r"shape \(N, 4\), got \(2, .*MODEL.NECK must pool"):
+    with pytest.raises(ConfigError, match=r"shape \(N, 4\), got \(2, .*a neck must pool"):
         LinearClsHead(num_classes=2, in_channels=4)(torch.zeros(shape))
 
 

@@ -224,7 +224,7 @@ def test_neck_tells_the_head_its_channels(build):
 def test_neck_that_does_not_pool_is_refused(build):
     model = build().eval()
     model.neck = torch.nn.Identity()
-    with pytest.raises(ConfigError, match=r"shape \(N, 64\), got \(2, 64, 1, 1\); MODEL\.NECK must pool"):
+    with pytest.raises(ConfigError, match=r"shape \(N, 64\), got \(2, 64, 1, 1\); a neck must pool"):
         model(samples(2))
 
 
