@@ -66,8 +66,12 @@ def try_out(graph: nn.Module, known: Collection[str]) -> None:
     size = max(MIN_SIZE, graph.preprocessor.size_divisibility)
     with in_eval_mode(graph), torch.random.fork_rng(devices=[]):
         misfit = _first_misfit(graph, size, known)
-        # What comes to a layer after flatten() depends on the size of the images, which are those of the data.
-        if misfit is None or misfit != _first_misfit(graph, 2 * size, known):
+        if misfit is None:
+            return
+        # What comes to a layer after flatten() depends on the size of the images, which is that of the data, unless all
+        # are padded to one square.
+        has_one_size = graph.preprocessor.padding_constraints.get("square_size")
+        if not has_one_size and misfit != _first_misfit(graph, 2 * size, known):
             return
     name, _, layer = misfit.layer.partition(".")
     node = next(node for node in graph.plan if node.name == name)

@@ -196,3 +196,11 @@ def test_output_that_no_node_gives_is_found(graph, returning, batch):
 def test_output_is_not_looked_for_when_a_module_fails(graph, returning):
     returning("giver", lambda module, data: {"depth": data["depth_map"]})
     assert graph("- {name: a, type: giver}", "OUTPUTS: [depth]").outputs == ["depth"]
+
+
+def test_square_that_images_are_padded_to_is_the_only_size_of_the_trial(graph):
+    vit = "{name: trunk, type: build_vit_fpn_backbone, cfg: {MODEL: {VIT: {EMBED_DIM: 16, DEPTH: 1, NUM_HEADS: 2}}}}"
+    options = "{name: head, type: torch.nn.Conv2d, kwargs: {in_channels: 8, out_channels: 1, kernel_size: 1}"
+    net = f"- {vit}\n- {options}, inputs: [trunk.p4], outputs: [out]}}\n"
+    with pytest.raises(ConfigError, match="node 'head': its layer head takes 8 channels, but 256 come"):
+        graph(net, overrides=["MODEL.FPN.SQUARE_PAD", 64, "MODEL.VIT.IMG_SIZE", 64])
