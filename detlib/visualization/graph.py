@@ -62,11 +62,11 @@ def check_picture_path(path: str) -> None:
     file = Path(path)
     if file.suffix.lower() not in PICTURE_SUFFIXES:
         known = ", ".join(PICTURE_SUFFIXES)
-        raise ConfigError(f"the picture of a graph can be one of {known}, but not {path!r}; change its suffix")
+        raise ConfigError(f"the picture can be one of {known}, but not {path!r}; change its suffix")
     if not file.parent.is_dir():
         raise ConfigError(f"there is no folder {str(file.parent)!r} for the picture {path!r}; make it first")
     if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise ConfigError(f"the picture of a graph cannot be written to {path!r}; take another file")
+        raise ConfigError(f"the picture cannot be written to {path!r}; take another file")
 
 
 def draw_graph(summary: GraphSummary, path: str, title: str = "Module graph") -> None:
