@@ -103,7 +103,9 @@ def test_boxes_with_label_maps_are_evaluated_for_both(dataset, coco_json):
 @pytest.mark.parametrize("evaluator_type", [None, "cocoo"])
 def test_unknown_type_lists_the_known_ones(dataset, evaluator_type):
     metadata = {} if evaluator_type is None else {"evaluator_type": evaluator_type}
-    with pytest.raises(DatasetError, match=rf"evaluator_type {evaluator_type!r}; known are .*coco, .*coco_panoptic_seg"):
+    with pytest.raises(
+        DatasetError, match=rf"evaluator_type {evaluator_type!r}; known are .*coco, .*coco_panoptic_seg"
+    ):
         build_evaluator(get_cfg(), dataset([], **metadata))
 
 
