@@ -107,11 +107,12 @@ def run() -> None:
     cfg = load_config(args)
     register_datasets(cfg)
     recipe = recipe_of(args)
-    clouds = {}
+    clouds, reports = {}, []
     for title, weights in variants(cfg, args):
         train, test = features_of(cfg, args, weights)
-        print_accuracies(title, train, test, recipe, args)
+        reports.append(f"\n{title}: {accuracies_of(train, test, recipe, args)}")
         clouds[title] = test
+    print("\n".join(reports))  # Together, below what is logged.
     if args.plot:
         draw(clouds, class_names(cfg.DATASETS.TEST[0]), args.plot)
 
@@ -184,20 +185,22 @@ def batches_of(cfg: CfgNode, split: str, args: argparse.Namespace) -> Iterator[l
     return tqdm(loader, desc=split.lower(), unit="batch", disable=None)
 
 
-def print_accuracies(
-    title: str, train: LabelledFeatures, test: LabelledFeatures, recipe: ProbeRecipe, args: argparse.Namespace
-) -> None:
+def accuracies_of(
+    train: LabelledFeatures, test: LabelledFeatures, recipe: ProbeRecipe, args: argparse.Namespace
+) -> str:
+    """What was evaluated, and a table."""
     num_images, channels = train.features.shape
-    print(f"\n{title}: {channels} features of {num_images} training and {len(test.labels)} test images")
+    what = f"{channels} features of {num_images} training and {len(test.labels)} test images"
     rows = {}
     if args.knn:
         rows |= {f"{k} nearest": accuracies for k, accuracies in knn_accuracies(train, test, args.k).items()}
     if args.linear:
         num_classes = 1 + int(torch.cat([train.labels, test.labels]).max())
         rows["linear probe"] = probe_accuracies(train_linear_probe(train, num_classes, recipe), test)
-    if rows:
-        headers = list(next(iter(rows.values())))
-        print(rows_table({name: list(accuracies.values()) for name, accuracies in rows.items()}, headers))
+    if not rows:
+        return what
+    headers = list(next(iter(rows.values())))
+    return f"{what}\n{rows_table({name: list(values.values()) for name, values in rows.items()}, headers)}"
 
 
 def class_names(dataset: str) -> list[str]:
