@@ -43,6 +43,9 @@ INPUT = {
     # the options above, which otherwise count for nothing, FORMAT and MASK_FORMAT aside.
     "AUGMENTATIONS_TRAIN": [],
     "AUGMENTATIONS_TEST": [],
+    # Views of each training image, for self-supervised learning, in place of all that: a list of
+    # {COUNT: 2, AUGMENTATIONS: [{NAME: RandomResizedCrop, SIZE: 224}, ...]}, in whose order they come.
+    "VIEWS": [],
 }
 
 DATASETS = {
