@@ -113,8 +113,8 @@ class SelfSupModel(PreprocessesImages, nn.Module):
         sizes = sorted({tuple(image.shape[-2:]) for image in images})
         if len(sizes) > 1:
             raise DatasetError(
-                f"views[{place}] come in the sizes {sizes[:5]}; all must have one. End the augmentations of INPUT.VIEWS "
-                f"with one that gives a fixed size, such as RandomResizedCrop"
+                f"views[{place}] come in the sizes {sizes[:5]}; all must have one. Use an augmentation in INPUT.VIEWS "
+                f"that gives a fixed size, such as RandomResizedCrop"
             )
         return self.preprocessor([{"image": image} for image in images]).tensor
 
@@ -171,6 +171,6 @@ def _views_of(sample: dict[str, Any]) -> list[Tensor]:
     if "image" in sample:
         return [sample["image"]]
     raise DatasetError(
-        f"{sample.get('file_name', 'a sample')!r} has neither 'views' nor 'image', but {', '.join(sorted(sample))}; set "
-        f"INPUT.VIEWS"
+        f"{sample.get('file_name', 'a sample')!r} has neither 'views' nor 'image', but {', '.join(sorted(sample))}; "
+        f"set INPUT.VIEWS"
     )

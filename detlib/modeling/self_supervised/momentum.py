@@ -1,4 +1,4 @@
-"""The momentum encoder: a copy of the network that follows it slowly (MoCo, https://arxiv.org/abs/1911.05722, eq. 2)."""
+"""The momentum encoder: a copy of the network that follows it slowly (MoCo, arXiv:1911.05722, eq. 2)."""
 
 import copy
 import math

@@ -51,7 +51,7 @@ class LinearNeck(nn.Module):
 
 @NECK_REGISTRY.register()
 class MoCoV2Neck(nn.Module):
-    """The mean of each channel, and two linear layers with a ReLU between (https://arxiv.org/abs/2003.04297, sec. 3)."""
+    """The mean of each channel, and two linear layers with a ReLU between (MoCo v2, arXiv:2003.04297)."""
 
     def __init__(self, in_channels: int, hid_channels: int = 2048, out_channels: int = 128) -> None:
         super().__init__()
