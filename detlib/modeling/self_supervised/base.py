@@ -17,7 +17,7 @@ from detlib.modeling.preprocessing import ImagePreprocessor, PreprocessesImages
 from detlib.utils.errors import ConfigError, DatasetError
 from detlib.utils.events import log_scalar
 
-__all__ = ["SelfSupModel", "build_ssl_head", "build_ssl_neck", "log_spread", "ssl_parts"]
+__all__ = ["SelfSupModel", "build_ssl_head", "build_ssl_neck", "log_spread", "sample_indices", "ssl_parts"]
 
 MODES = ("tensor", "loss", "predict")
 
@@ -27,7 +27,12 @@ class SelfSupModel(PreprocessesImages, nn.Module):
 
     A subclass writes :meth:`loss`, and :meth:`predict` if the algorithm predicts something. Attribute names are those
     of the published checkpoints.
+
+    Attributes:
+        num_views: how many views of each sample the loss needs.
     """
+
+    num_views = 1
 
     def __init__(
         self,
@@ -62,24 +67,38 @@ class SelfSupModel(PreprocessesImages, nn.Module):
             mode: "tensor", "loss" or "predict"; by default "loss" when training and else "tensor".
 
         Returns:
-            In mode "tensor" the features of the first view (see :meth:`extract_feat`), in "loss" a dict of losses, in
-            "predict" a dict for each sample.
+            In mode "tensor" what :meth:`tensor` says, in "loss" a dict of losses, in "predict" a dict for each sample.
 
         Raises:
             RuntimeError: there is no such mode.
             NotImplementedError: the algorithm predicts nothing.
+            DatasetError: the views do not fit together, or are too few for the loss.
         """
         mode = ("loss" if self.training else "tensor") if mode is None else mode
         if mode not in MODES:
             raise RuntimeError(f"mode is {mode!r}; {type(self).__name__} has the modes {', '.join(MODES)}")
         views = self.preprocess_views(batched_inputs)
         if mode == "tensor":
-            return self.extract_feat(views[0])
-        return self.loss(views, batched_inputs) if mode == "loss" else self.predict(views, batched_inputs)
+            return self.tensor(views, batched_inputs)
+        if mode == "predict":
+            return self.predict(views, batched_inputs)
+        if len(views) < self.num_views:
+            raise DatasetError(
+                f"{type(self).__name__} learns from {self.num_views} views of each image, got {len(views)}; set COUNT "
+                f"in INPUT.VIEWS, as in [{{COUNT: {self.num_views}, AUGMENTATIONS: [...]}}]"
+            )
+        return self.loss(views, batched_inputs)
 
     def extract_feat(self, images: Tensor) -> dict[str, Tensor]:
         """The backbone's feature maps by name, of normalised images (N, 3, H, W)."""
         return self.backbone(images)
+
+    def tensor(self, views: list[Tensor], samples: list[dict[str, Any]]) -> Any:
+        """What the network gives without a loss: by default the features of the first view.
+
+        Arguments are those of :meth:`loss`.
+        """
+        return self.extract_feat(views[0])
 
     def loss(self, views: list[Tensor], samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The losses by name, which the trainer sums.
@@ -126,29 +145,60 @@ def ssl_parts(cfg: CfgNode) -> dict[str, Any]:
     in_feature = cfg.MODEL.SSL.IN_FEATURE or list(shapes)[-1]
     if in_feature not in shapes:
         raise ConfigError(f"MODEL.SSL.IN_FEATURE is {in_feature!r}, but the backbone gives {', '.join(shapes)}")
-    neck = build_ssl_neck(cfg.MODEL.SSL.NECK, shapes[in_feature].channels)
+    offers = {name: getattr(backbone, name) for name in ("patch_size", "grid_size") if hasattr(backbone, name)}
+    neck = build_ssl_neck(cfg.MODEL.SSL.NECK, shapes[in_feature].channels, stride=shapes[in_feature].stride, **offers)
     channels = shapes[in_feature].channels if neck is None else getattr(neck, "out_channels", None)
     return {
         "preprocessor": ImagePreprocessor(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD),
         "backbone": backbone,
         "in_feature": in_feature,
         "neck": neck,
-        "head": build_ssl_head(cfg, channels),
+        "head": build_ssl_head(cfg, channels, **offers),
     }
 
 
-def build_ssl_neck(node: Any, in_channels: int) -> nn.Module | None:
-    """What MODEL.SSL.NECK, or another such section, names; None if it names nothing."""
-    return build_component(NECK_REGISTRY, node, in_channels=in_channels) if node.get("NAME") else None
+def build_ssl_neck(node: Any, in_channels: int, **offers: Any) -> nn.Module | None:
+    """What MODEL.SSL.NECK, or another such section, names; None if it names nothing.
+
+    Args:
+        offers: further arguments, for those that take them.
+    """
+    return build_component(NECK_REGISTRY, node, in_channels=in_channels, **offers) if node.get("NAME") else None
 
 
-def build_ssl_head(cfg: CfgNode, in_channels: int | None) -> nn.Module | None:
-    """What MODEL.SSL.HEAD names, with the loss of MODEL.SSL.LOSS; None if it names nothing."""
+def build_ssl_head(cfg: CfgNode, in_channels: int | None, **offers: Any) -> nn.Module | None:
+    """What MODEL.SSL.HEAD names, with the loss of MODEL.SSL.LOSS; None if it names nothing.
+
+    Args:
+        offers: further arguments, for those that take them.
+    """
     ssl = cfg.MODEL.SSL
     if not ssl.HEAD.get("NAME"):
         return None
-    offers = {"loss": ssl.LOSS} if ssl.LOSS.get("NAME") else {}
+    if ssl.LOSS.get("NAME"):
+        offers["loss"] = ssl.LOSS
     return build_component(HEAD_REGISTRY, ssl.HEAD, in_channels=in_channels, **offers)
+
+
+def sample_indices(samples: list[dict[str, Any]], num_samples: int, device: torch.device) -> Tensor:
+    """The places (N,) of the samples in the dataset, for what is remembered of each.
+
+    Args:
+        num_samples: how many the memory holds.
+
+    Raises:
+        DatasetError: a sample has no ``sample_idx``, or one that is not below ``num_samples``.
+    """
+    for sample in samples:
+        index = sample.get("sample_idx")
+        if index is None:
+            raise DatasetError(f"a sample has no 'sample_idx', but {', '.join(sorted(sample))}; set INPUT.VIEWS")
+        if not 0 <= index < num_samples:
+            raise DatasetError(
+                f"a sample_idx is {index}, but MODEL.SSL.MEMORY remembers {num_samples} samples; set its LENGTH to the "
+                f"number of samples of DATASETS.TRAIN"
+            )
+    return torch.tensor([sample["sample_idx"] for sample in samples]).to(device, non_blocking=True)
 
 
 @torch.no_grad()

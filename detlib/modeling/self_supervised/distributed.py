@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detlib.utils import comm
 
-__all__ = ["concat_all_gather", "gather_with_gradient", "shuffle", "unshuffle"]
+__all__ = ["concat_all_gather", "gather_with_gradient", "shuffle", "sum_with_gradient", "unshuffle"]
 
 
 @torch.no_grad()
@@ -16,8 +16,9 @@ def concat_all_gather(x: Tensor) -> Tensor:
     """From (N, ...) of each of W processes to (N * W, ...), in the order of ranks, without gradient."""
     if comm.get_world_size() == 1:
         return x
+    x = x.contiguous()
     parts = [torch.empty_like(x) for _ in range(comm.get_world_size())]
-    dist.all_gather(parts, x.contiguous())
+    dist.all_gather(parts, x)
     return torch.cat(parts)
 
 
@@ -37,9 +38,28 @@ class _GatherWithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(comm.get_world_size())[comm.get_rank()]
+        return _sum_of_all(gradient).chunk(comm.get_world_size())[comm.get_rank()]
+
+
+def sum_with_gradient(x: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, whose gradient is the sum of theirs: see :func:`gather_with_gradient`."""
+    return x if comm.get_world_size() == 1 else _SumWithGradient.apply(x)
+
+
+class _SumWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _sum_of_all(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _sum_of_all(gradient)
+
+
+def _sum_of_all(x: Tensor) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
 
 
 @torch.no_grad()

@@ -11,7 +11,16 @@ from detlib.modeling.head import HEAD_REGISTRY
 from detlib.modeling.loss import LOSS_REGISTRY, build_loss
 from detlib.modeling.neck import NECK_REGISTRY
 
-__all__ = ["ContrastiveHead", "CosineSimilarityLoss", "LatentPredictHead"]
+__all__ = ["ContrastiveHead", "CosineSimilarityLoss", "LatentPredictHead", "similarities"]
+
+
+def similarities(a: Tensor, b: Tensor) -> Tensor:
+    """The dot products (M, K) of (M, d) and (K, d), in float32 also under autocast.
+
+    Divided by temperatures such as 0.07 they leave no place for the rounding of shorter floats.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float().T
 
 
 @LOSS_REGISTRY.register()

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detlib.config import CfgNode
 from detlib.utils.errors import ConfigError
 
-__all__ = ["MomentumEncoder"]
+__all__ = ["MomentumEncoder", "build_momentum_encoder"]
 
 SCHEDULES = ("constant", "cosine")
 
@@ -62,17 +63,36 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def update(self, backbone: nn.Module, neck: nn.Module | None) -> None:
-        """Move towards the network; to be called at the start of each training step, before the keys are made."""
+        """Move towards the network; nothing happens in evaluation mode, in which losses are only measured.
+
+        To be called at the start of each training step, before the keys are made.
+        """
+        if not self.training:
+            return
         pairs = [(self.backbone, backbone)] + ([(self.neck, neck)] if neck is not None else [])
         own = [parameter for module, _ in pairs for parameter in module.parameters()]
         online = [parameter for _, module in pairs for parameter in module.parameters()]
-        keep = self.current_momentum
-        torch._foreach_mul_(own, keep)
-        torch._foreach_add_(own, torch._foreach_mul(online, 1 - keep))
+        # By differences, so that equal networks stay equal to the last bit.
+        steps = torch._foreach_sub(online, own)
+        torch._foreach_mul_(steps, 1 - self.current_momentum)
+        torch._foreach_add_(own, steps)
         self.num_updates += 1
+
+    @torch.no_grad()
+    def feature_map(self, images: Tensor, in_feature: str) -> Tensor:
+        """What the backbone makes of normalised images (N, 3, H, W)."""
+        return self.backbone(images)[in_feature]
 
     @torch.no_grad()
     def forward(self, images: Tensor, in_feature: str) -> Any:
         """What the neck, or else the backbone, makes of normalised images (N, 3, H, W)."""
-        features = self.backbone(images)[in_feature]
+        features = self.feature_map(images, in_feature)
         return features if self.neck is None else self.neck(features)
+
+
+def build_momentum_encoder(cfg: CfgNode, backbone: nn.Module, neck: nn.Module | None) -> MomentumEncoder:
+    """A copy of the two that follows them as MODEL.SSL.MOMENTUM and MOMENTUM_SCHEDULE say."""
+    ssl = cfg.MODEL.SSL
+    return MomentumEncoder(
+        backbone, neck, momentum=ssl.MOMENTUM, schedule=ssl.MOMENTUM_SCHEDULE, max_updates=cfg.SOLVER.MAX_ITER
+    )

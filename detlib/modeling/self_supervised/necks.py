@@ -9,7 +9,7 @@ from detlib.layers import NaiveSyncBatchNorm
 from detlib.modeling.neck import NECK_REGISTRY
 from detlib.utils.errors import ConfigError
 
-__all__ = ["AvgPool2dNeck", "LinearNeck", "MoCoV2Neck", "NonLinearNeck", "batch_norm_1d"]
+__all__ = ["AvgPool2dNeck", "LinearNeck", "MoCoV2Neck", "NonLinearNeck", "batch_norm_1d", "mean_of_cells"]
 
 
 class SyncBatchNorm1d(NaiveSyncBatchNorm):
@@ -32,7 +32,8 @@ def batch_norm_1d(norm: str, channels: int, **kwargs: bool | float) -> nn.Module
     return norms[norm](channels, **kwargs)
 
 
-def _pooled(x: Tensor) -> Tensor:
+def mean_of_cells(x: Tensor) -> Tensor:
+    """From maps (N, C, h, w) to (N, C); vectors (N, C) stay as they are."""
     return x.flatten(start_dim=2).mean(dim=2) if x.dim() > 2 else x
 
 
@@ -46,7 +47,7 @@ class LinearNeck(nn.Module):
         self.fc = nn.Linear(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(_pooled(x))
+        return self.fc(mean_of_cells(x))
 
 
 @NECK_REGISTRY.register()
@@ -61,7 +62,7 @@ class MoCoV2Neck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(_pooled(x))
+        return self.mlp(mean_of_cells(x))
 
 
 @NECK_REGISTRY.register()
@@ -105,7 +106,7 @@ class NonLinearNeck(nn.Module):
         self.mlp = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(_pooled(x) if self.with_avg_pool else x)
+        return self.mlp(mean_of_cells(x) if self.with_avg_pool else x)
 
 
 @NECK_REGISTRY.register()

@@ -19,6 +19,8 @@ __all__ = ["SimSiam"]
 class SimSiam(SelfSupModel):
     """Two views through one network; its head is a LatentPredictHead."""
 
+    num_views = 2
+
     @configurable
     def __init__(self, **parts: Any) -> None:
         """
