@@ -1,22 +1,50 @@
 """Learning from images without labels: an algorithm in each file, named after its paper."""
 
+from detlib.modeling.self_supervised.barlow_twins import BarlowTwins, CrossCorrelationLoss, LatentCrossCorrelationHead
 from detlib.modeling.self_supervised.base import SelfSupModel
+from detlib.modeling.self_supervised.byol import BYOL
+from detlib.modeling.self_supervised.densecl import DenseCL, DenseCLHead, DenseCLNeck
 from detlib.modeling.self_supervised.heads import ContrastiveHead, CosineSimilarityLoss, LatentPredictHead
-from detlib.modeling.self_supervised.memories import MEMORY_REGISTRY
+from detlib.modeling.self_supervised.memories import MEMORY_REGISTRY, KeyQueue, SimpleMemory
+from detlib.modeling.self_supervised.moco import MoCo
+from detlib.modeling.self_supervised.mocov3 import MoCoV3, MoCoV3Head, MoCoV3ViT
 from detlib.modeling.self_supervised.momentum import MomentumEncoder
 from detlib.modeling.self_supervised.necks import AvgPool2dNeck, LinearNeck, MoCoV2Neck, NonLinearNeck
+from detlib.modeling.self_supervised.npid import NCE, NPID
+from detlib.modeling.self_supervised.simclr import SimCLR
 from detlib.modeling.self_supervised.simsiam import SimSiam
+from detlib.modeling.self_supervised.swav import SwAV, SwAVHead, SwAVLoss, SwAVNeck
 
 __all__ = [
+    "BYOL",
     "MEMORY_REGISTRY",
+    "NCE",
+    "NPID",
     "AvgPool2dNeck",
+    "BarlowTwins",
     "ContrastiveHead",
     "CosineSimilarityLoss",
+    "CrossCorrelationLoss",
+    "DenseCL",
+    "DenseCLHead",
+    "DenseCLNeck",
+    "KeyQueue",
+    "LatentCrossCorrelationHead",
     "LatentPredictHead",
     "LinearNeck",
+    "MoCo",
     "MoCoV2Neck",
+    "MoCoV3",
+    "MoCoV3Head",
+    "MoCoV3ViT",
     "MomentumEncoder",
     "NonLinearNeck",
     "SelfSupModel",
+    "SimCLR",
     "SimSiam",
+    "SimpleMemory",
+    "SwAV",
+    "SwAVHead",
+    "SwAVLoss",
+    "SwAVNeck",
 ]
