@@ -72,10 +72,13 @@ class MomentumEncoder(nn.Module):
         pairs = [(self.backbone, backbone)] + ([(self.neck, neck)] if neck is not None else [])
         own = [parameter for module, _ in pairs for parameter in module.parameters()]
         online = [parameter for _, module in pairs for parameter in module.parameters()]
-        # By differences, so that equal networks stay equal to the last bit.
-        steps = torch._foreach_sub(online, own)
-        torch._foreach_mul_(steps, 1 - self.current_momentum)
-        torch._foreach_add_(own, steps)
+        # Both ways keep equal networks equal to the last bit; the first copies exactly where the momentum is 0.
+        if self.schedule == "constant":
+            torch._foreach_lerp_(own, online, 1 - self.momentum)
+        else:
+            steps = torch._foreach_sub(online, own)
+            torch._foreach_mul_(steps, 1 - self.current_momentum)
+            torch._foreach_add_(own, steps)
         self.num_updates += 1
 
     @torch.no_grad()

@@ -56,6 +56,7 @@ class VisionTransformer(Backbone):
             )
         self.patch_size = patch_size
         self.grid_size = img_size // patch_size
+        self.num_patches = self.grid_size**2
         self.patch_embed = PatchEmbed(
             (patch_size, patch_size), (patch_size, patch_size), (0, 0), in_channels, embed_dim
         )
