@@ -38,7 +38,7 @@ class KeyQueue(nn.Module):
         super().__init__()
         if length < 1:
             raise ConfigError(f"MODEL.SSL.QUEUE_LEN is {length}; it must be 1 or more")
-        self.register_buffer("keys", F.normalize(torch.randn(channels, length), dim=0))
+        self.register_buffer("keys", F.normalize(_noise(channels, length), dim=0))
         self.register_buffer("pointer", torch.tensor(0))
 
     def similarities(self, queries: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class SimpleMemory(nn.Module):
         self.momentum = momentum
         self.num_negatives = num_negatives
         self.ensure_neg = ensure_neg
-        self.register_buffer("features", F.normalize(torch.randn(length, channels), dim=1))
+        self.register_buffer("features", F.normalize(_noise(length, channels), dim=1))
 
     def similarities(self, embeddings: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Of embeddings (N, d) to what is remembered of the same samples, (N, 1), and of random ones.
@@ -135,3 +135,8 @@ class SimpleMemory(nn.Module):
         last = torch.where(indices[:, None] == indices, order, -1).amax(dim=1)
         new = torch.lerp(self.features[indices], embeddings[last], self.momentum)
         self.features[indices] = F.normalize(new, dim=1)
+
+
+def _noise(*shape: int) -> Tensor:
+    """Normal numbers, the same in all processes, whose seeds differ: DDP sends parameters to all, but not buffers."""
+    return torch.empty(shape).normal_(generator=torch.Generator().manual_seed(0))

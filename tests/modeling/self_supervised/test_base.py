@@ -115,7 +115,7 @@ def test_loss_of_the_config_is_that_of_the_head(ssl_cfg):
 
 
 def test_feature_that_the_backbone_lacks_is_an_error(ssl_cfg):
-    with pytest.raises(ConfigError, match="MODEL.SSL.IN_FEATURE is 'p3', but the backbone gives res5"):
+    with pytest.raises(ConfigError, match=r"MODEL.SSL.IN_FEATURE is 'p3', but the backbone gives res5"):
         ssl_parts(ssl_cfg("SimCLR", IN_FEATURE="p3"))
 
 

@@ -18,6 +18,16 @@ def test_queue_starts_with_keys_of_length_1():
     torch.testing.assert_close(queue.keys.norm(dim=0), torch.ones(100))
 
 
+def test_noise_of_the_start_does_not_depend_on_the_seed_of_the_process():
+    parts = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        parts.append((KeyQueue(5, 3).keys, SimpleMemory(5, 3).features, torch.rand(1)))
+    assert torch.equal(parts[0][0], parts[1][0])
+    assert torch.equal(parts[0][1], parts[1][1])
+    assert parts[0][2] != parts[1][2]  # and leaves the seed alone
+
+
 def test_enqueued_keys_are_the_first_columns_and_others_stay():
     queue = KeyQueue(8, 2)
     before = queue.keys.clone()
@@ -37,12 +47,14 @@ def test_pointer_wraps():
 
 
 def test_queue_that_batches_do_not_divide_is_an_error():
-    with pytest.raises(ConfigError, match="MODEL.SSL.QUEUE_LEN is 8; it must be a multiple of the 3 images of a batch"):
+    with pytest.raises(
+        ConfigError, match=r"MODEL.SSL.QUEUE_LEN is 8; it must be a multiple of the 3 images of a batch"
+    ):
         KeyQueue(8, 2).enqueue(keys(0.0, 1.0, 2.0))
 
 
 def test_queue_without_place_is_an_error():
-    with pytest.raises(ConfigError, match="MODEL.SSL.QUEUE_LEN is 0; it must be 1 or more"):
+    with pytest.raises(ConfigError, match=r"MODEL.SSL.QUEUE_LEN is 0; it must be 1 or more"):
         KeyQueue(0, 2)
 
 
@@ -141,5 +153,5 @@ def test_similarities_can_be_differentiated_after_an_update():
 
 
 def test_bank_of_one_sample_is_an_error():
-    with pytest.raises(ConfigError, match="the LENGTH of MODEL.SSL.MEMORY is 1; it must be that of the dataset"):
+    with pytest.raises(ConfigError, match=r"the LENGTH of MODEL.SSL.MEMORY is 1; it must be that of the dataset"):
         SimpleMemory(1, 2)
