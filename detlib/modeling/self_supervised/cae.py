@@ -125,13 +125,14 @@ class CAE(SelfSupModel):
 class CAEViT(VisionTransformer):
     """The encoder: a ViT with factors on its branches and no bias of keys; as a backbone it sees all patches."""
 
-    def __init__(self, *, layer_scale: float = 0.1, **options: Any) -> None:
+    def __init__(self, *, layer_scale: float = 0.1, k_bias: bool = False, **options: Any) -> None:
         """
         Args:
             layer_scale: what the factors start with.
+            k_bias: see :class:`TransformerBlock`.
             options: of :class:`VisionTransformer`.
         """
-        super().__init__(layer_scale=layer_scale, k_bias=False, **options)
+        super().__init__(layer_scale=layer_scale, k_bias=k_bias, **options)
         nn.init.trunc_normal_(self.patch_embed.proj.weight, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 

@@ -38,7 +38,10 @@ __all__ = ["MAE", "MAEPretrainDecoder", "MAEPretrainHead", "MAEReconstructionLos
 
 @META_ARCH_REGISTRY.register()
 class MAE(SelfSupModel):
-    """An encoder of visible patches, a small decoder of all of them, and the error on the hidden ones."""
+    """An encoder of visible patches, a small decoder of all of them, and the error on the hidden ones.
+
+    Masks are drawn here, anew for each batch.
+    """
 
     @configurable
     def __init__(self, *, mask_ratio: float = 0.75, **parts: Any) -> None:
@@ -106,12 +109,13 @@ class MAE(SelfSupModel):
 class MAEViT(VisionTransformer):
     """The encoder, a ViT; as a backbone it sees all patches."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, column_first: bool = True, **options: Any) -> None:
         """
         Args:
+            column_first: layout of the positions, by default that of the published weights.
             options: of :class:`VisionTransformer`.
         """
-        super().__init__(column_first=True, **options)
+        super().__init__(column_first=column_first, **options)
 
     def encode_visible(
         self, images: Tensor, mask_ratio: float, noise: Tensor | None = None

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from detlib.checkpoint import DetectionCheckpointer
 from detlib.config import get_cfg
 from detlib.modeling import ViT, build_model
 from detlib.modeling.self_supervised.mae import MAEPretrainDecoder, MAEPretrainHead, MAEReconstructionLoss, MAEViT
@@ -179,6 +180,15 @@ def test_another_backbone_is_an_error(cfg):
     cfg.MODEL.SSL.NECK.PATCH_SIZE = 8
     with pytest.raises(ConfigError, match=r"MODEL\.BACKBONE of MAE must be a MAEViT"):
         build_model(cfg)
+
+
+def test_weights_under_the_names_of_the_authors_load(cfg, tmp_path):
+    model, other = build_model(cfg), build_model(cfg)
+    theirs = {name.split(".", 1)[1]: weight for name, weight in model.state_dict().items()}
+    assert {"cls_token", "patch_embed.proj.weight", "decoder_blocks.0.attn.qkv.weight", "mask_token"} < theirs.keys()
+    torch.save({"model": theirs}, tmp_path / "mae_visualize_vit.pth")
+    DetectionCheckpointer(other).load(f"{tmp_path}/mae_visualize_vit.pth?matching_heuristics=True")
+    assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in other.state_dict().items())
 
 
 def test_all_of_the_backbone_but_class_token_and_last_norm_loads_into_the_vit_of_detectors(cfg):
