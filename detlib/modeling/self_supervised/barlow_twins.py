@@ -6,7 +6,6 @@ Shapes: N samples per process, B of all processes, d channels of the embeddings.
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from detlib.config import configurable
@@ -15,6 +14,7 @@ from detlib.modeling.loss import LOSS_REGISTRY, build_loss
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.self_supervised.base import SelfSupModel, log_spread
 from detlib.modeling.self_supervised.distributed import sum_with_gradient
+from detlib.modeling.self_supervised.heads import full_precision
 from detlib.modeling.self_supervised.necks import batch_norm_1d
 from detlib.utils import comm
 
@@ -63,7 +63,7 @@ class LatentCrossCorrelationHead(nn.Module):
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """The loss of embeddings (N, d) of two views."""
-        with torch.autocast(z1.device.type, enabled=False):
+        with full_precision(z1):
             products = self.bn(z1.float()).T @ self.bn(z2.float())  # (d, d)
         return self.loss_module(sum_with_gradient(products / (len(z1) * comm.get_world_size())))
 

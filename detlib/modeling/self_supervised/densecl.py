@@ -16,7 +16,7 @@ from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.neck import NECK_REGISTRY
 from detlib.modeling.self_supervised.base import SelfSupModel, log_spread, ssl_parts
 from detlib.modeling.self_supervised.distributed import shuffle, unshuffle
-from detlib.modeling.self_supervised.heads import ContrastiveHead
+from detlib.modeling.self_supervised.heads import ContrastiveHead, full_precision
 from detlib.modeling.self_supervised.memories import KeyQueue
 from detlib.modeling.self_supervised.momentum import MomentumEncoder, build_momentum_encoder
 from detlib.modeling.self_supervised.necks import mean_of_cells
@@ -113,7 +113,7 @@ def matching_cells(query_cells: Tensor, key_cells: Tensor) -> Tensor:
         query_cells: (N, C, S), normalised along channels.
         key_cells: likewise.
     """
-    with torch.autocast(query_cells.device.type, enabled=False):
+    with full_precision(query_cells):
         return torch.bmm(query_cells.transpose(1, 2), key_cells).argmax(dim=2)
 
 

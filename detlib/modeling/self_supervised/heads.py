@@ -1,5 +1,6 @@
 """Heads of two or more self-supervised algorithms, and their losses."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,13 @@ from detlib.modeling.head import HEAD_REGISTRY
 from detlib.modeling.loss import LOSS_REGISTRY, build_loss
 from detlib.modeling.neck import NECK_REGISTRY
 
-__all__ = ["ContrastiveHead", "CosineSimilarityLoss", "LatentPredictHead", "similarities"]
+__all__ = ["ContrastiveHead", "CosineSimilarityLoss", "LatentPredictHead", "full_precision", "similarities"]
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """In it products on the device of a tensor are not rounded by autocast."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def similarities(a: Tensor, b: Tensor) -> Tensor:
@@ -19,7 +26,7 @@ def similarities(a: Tensor, b: Tensor) -> Tensor:
 
     Divided by temperatures such as 0.07 they leave no place for the rounding of shorter floats.
     """
-    with torch.autocast(a.device.type, enabled=False):
+    with full_precision(a):
         return a.float() @ b.float().T
 
 

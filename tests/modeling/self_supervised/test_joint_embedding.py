@@ -67,6 +67,26 @@ def test_losses_are_finite_scalars_that_reach_all_that_learns(name, batch):
     assert (unused, frozen) == ([], [])
 
 
+def test_loss_waits_for_no_value_on_the_device(name, batch):
+    cfg = read(name)
+    cfg.MODEL.DEVICE = "meta"  # where tensors have no values: a branch on one, or a tensor left on the CPU, is an error
+    model = build_model(cfg)
+    losses = model(batch)
+    sum(losses.values()).backward()
+    assert all(loss.device.type == "meta" for loss in losses.values())
+
+
+def test_loss_under_autocast_is_near_that_in_float32(name, batch):
+    model, half = build(name), build(name)
+    torch.manual_seed(2)
+    losses = model(batch)
+    torch.manual_seed(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses_of_half = half(batch)
+    torch.testing.assert_close(losses_of_half, losses, rtol=0.1, atol=0.05)
+    assert all(loss.dtype == torch.float32 for loss in losses_of_half.values())
+
+
 def test_features_of_the_first_view_change_nothing(name, batch):
     model = build(name).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
