@@ -43,8 +43,12 @@ INPUT = {
     # the options above, which otherwise count for nothing, FORMAT and MASK_FORMAT aside.
     "AUGMENTATIONS_TRAIN": [],
     "AUGMENTATIONS_TEST": [],
-    # Views of each training image, for self-supervised learning, in place of all that: a list of
-    # {COUNT: 2, AUGMENTATIONS: [{NAME: RandomResizedCrop, SIZE: 224}, ...]}, in whose order they come.
+    # Views of each training image, for self-supervised learning, in place of all that but FORMAT: a list of
+    # {COUNT: 2, AUGMENTATIONS: [{NAME: RandomResizedCrop, SIZE: 224}, ...]}, in whose order they come. Annotations are
+    # not used, hence ASPECT_RATIO_GROUPING and FILTER_EMPTY_ANNOTATIONS of DATALOADER neither. An entry may also have
+    # SPLIT: {NAME: GridPatches, PATCH_SIZE: 64} or {NAME: QuarterTurns}, which makes several views of each;
+    # MASK: {NAME: RandomSquares, ...} or {NAME: RandomBlocks, ...}, the patches to hide;
+    # TARGET: {SIZE: 112, INTERP: lanczos}, the same crop in another size.
     "VIEWS": [],
 }
 
@@ -60,7 +64,8 @@ DATASETS = {
     "PROPOSAL_FILES_TEST": (),
     "PRECOMPUTED_PROPOSAL_TOPK_TEST": 1000,
     # Datasets declared here rather than in code: a list of {NAME, TYPE: coco, JSON, IMAGES}. Other types, with keys of
-    # their own: sem_seg, sem_seg_folders, coco_panoptic, pascal_voc, image_folder, cifar10, cifar100, voc_multi_label.
+    # their own: sem_seg, sem_seg_folders, coco_panoptic, pascal_voc, image_folder, images, cifar10, cifar100,
+    # voc_multi_label.
     "REGISTER": [],
 }
 
