@@ -164,8 +164,6 @@ def build_views(cfg: CfgNode) -> list[View]:
         UnknownNameError: there is no augmentation, split or mask of a name.
     """
     entries = cfg.INPUT.VIEWS
-    if not isinstance(entries, list | tuple):
-        raise ConfigError(f"INPUT.VIEWS must be a list, [{{COUNT: 2, AUGMENTATIONS: [...]}}]; got {entries!r}")
     for key, makes in (("TARGET", "target_image"), ("MASK", "mask")):
         having = [str(i) for i, entry in enumerate(entries) if isinstance(entry, Mapping) and key in entry]
         if len(having) > 1:
