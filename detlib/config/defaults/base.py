@@ -63,9 +63,8 @@ DATASETS = {
     "TEST": (),
     "PROPOSAL_FILES_TEST": (),
     "PRECOMPUTED_PROPOSAL_TOPK_TEST": 1000,
-    # Datasets declared here rather than in code: a list of {NAME, TYPE: coco, JSON, IMAGES}. Other types, with keys of
-    # their own: sem_seg, sem_seg_folders, coco_panoptic, pascal_voc, image_folder, images, cifar10, cifar100,
-    # voc_multi_label.
+    # Datasets declared here, not in code: {NAME, TYPE: coco, JSON, IMAGES}, {NAME, TYPE: images, IMAGES}; with keys of
+    # their own: sem_seg, sem_seg_folders, coco_panoptic, pascal_voc, image_folder, cifar10, cifar100, voc_multi_label.
     "REGISTER": [],
 }
 
