@@ -9,10 +9,10 @@ DATASETS:
        INSTANCES: data/instances.json}
     - {NAME: birds_train, TYPE: pascal_voc, ROOT: data/birds, SPLIT: train, CLASSES: [wren, robin]}
     - {NAME: birds_tags_train, TYPE: voc_multi_label, ROOT: data/birds, SPLIT: train, CLASSES: [wren, robin]}
+    - {NAME: photos, TYPE: images, IMAGES: data/photos}
     - {NAME: leaves_train, TYPE: image_folder, IMAGES: data/leaves}
     - {NAME: leaves_test, TYPE: image_folder, IMAGES: data/leaves, ANNOTATIONS: data/test.txt, CLASSES: [elm, oak]}
     - {NAME: cifar_train, TYPE: cifar10, ROOT: data, SPLIT: train}
-    - {NAME: photos, TYPE: images, IMAGES: data/photos}
 """
 
 import difflib
