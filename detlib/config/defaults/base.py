@@ -74,7 +74,8 @@ DATALOADER = {
     # Batch wide images with wide ones and tall with tall, which saves padding.
     "ASPECT_RATIO_GROUPING": True,
     # By its name in SAMPLER_REGISTRY: "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler",
-    # "UniformClassSampler" (each class equally often), "RepeatAugSampler" or one of your own.
+    # "UniformClassSampler" (each class equally often), "RepeatAugSampler", "UniformClusterSampler" (each pseudo label
+    # equally often), "ReplacementSampler" or one of your own.
     "SAMPLER_TRAIN": "TrainingSampler",
     # RepeatFactorTrainingSampler: images of categories rarer than this part of the images are repeated.
     "REPEAT_THRESHOLD": 0.0,

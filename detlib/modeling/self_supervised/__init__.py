@@ -4,6 +4,7 @@ from detlib.modeling.self_supervised.barlow_twins import BarlowTwins, CrossCorre
 from detlib.modeling.self_supervised.base import SelfSupModel
 from detlib.modeling.self_supervised.byol import BYOL
 from detlib.modeling.self_supervised.cae import CAE, CAEHead, CAELoss, CAENeck, CAEViT
+from detlib.modeling.self_supervised.deepcluster import DeepCluster, PseudoLabels
 from detlib.modeling.self_supervised.densecl import DenseCL, DenseCLHead, DenseCLNeck
 from detlib.modeling.self_supervised.heads import ContrastiveHead, CosineSimilarityLoss, LatentPredictHead
 from detlib.modeling.self_supervised.mae import (
@@ -19,6 +20,10 @@ from detlib.modeling.self_supervised.mocov3 import MoCoV3, MoCoV3Head, MoCoV3ViT
 from detlib.modeling.self_supervised.momentum import MomentumEncoder
 from detlib.modeling.self_supervised.necks import AvgPool2dNeck, LinearNeck, MoCoV2Neck, NonLinearNeck
 from detlib.modeling.self_supervised.npid import NCE, NPID
+from detlib.modeling.self_supervised.odc import ODC, ODCMemory, ODCNeck
+from detlib.modeling.self_supervised.pseudo_labels import PseudoLabelModel
+from detlib.modeling.self_supervised.relative_loc import RelativeLoc, RelativeLocNeck
+from detlib.modeling.self_supervised.rotation_pred import RotationPred
 from detlib.modeling.self_supervised.simclr import SimCLR
 from detlib.modeling.self_supervised.simmim import (
     SimMIM,
@@ -39,6 +44,7 @@ __all__ = [
     "MEMORY_REGISTRY",
     "NCE",
     "NPID",
+    "ODC",
     "TARGET_GENERATOR_REGISTRY",
     "AvgPool2dNeck",
     "BarlowTwins",
@@ -50,6 +56,7 @@ __all__ = [
     "CosineSimilarityLoss",
     "CrossCorrelationLoss",
     "DALLEEncoder",
+    "DeepCluster",
     "DenseCL",
     "DenseCLHead",
     "DenseCLNeck",
@@ -68,6 +75,13 @@ __all__ = [
     "MoCoV3ViT",
     "MomentumEncoder",
     "NonLinearNeck",
+    "ODCMemory",
+    "ODCNeck",
+    "PseudoLabelModel",
+    "PseudoLabels",
+    "RelativeLoc",
+    "RelativeLocNeck",
+    "RotationPred",
     "SelfSupModel",
     "SimCLR",
     "SimMIM",

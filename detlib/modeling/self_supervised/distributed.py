@@ -8,7 +8,15 @@ from torch import Tensor
 
 from detlib.utils import comm
 
-__all__ = ["concat_all_gather", "gather_with_gradient", "shuffle", "sum_with_gradient", "unshuffle"]
+__all__ = ["broadcast", "concat_all_gather", "gather_with_gradient", "shuffle", "sum_with_gradient", "unshuffle"]
+
+
+@torch.no_grad()
+def broadcast(*tensors: Tensor) -> None:
+    """Fill tensors with the values that those of the first process have."""
+    if comm.get_world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
 
 
 @torch.no_grad()

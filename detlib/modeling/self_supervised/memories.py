@@ -12,7 +12,7 @@ from detlib.modeling.self_supervised.heads import similarities
 from detlib.utils.errors import ConfigError
 from detlib.utils.registry import Registry
 
-__all__ = ["MEMORY_REGISTRY", "KeyQueue", "SimpleMemory"]
+__all__ = ["MEMORY_REGISTRY", "KeyQueue", "SimpleMemory", "last_of_equal"]
 
 MEMORY_REGISTRY = Registry("MEMORY")
 MEMORY_REGISTRY.__doc__ = """
@@ -130,11 +130,17 @@ class SimpleMemory(nn.Module):
             return
         indices = concat_all_gather(indices)  # (B,)
         embeddings = concat_all_gather(embeddings.to(self.features.dtype))  # (B, d)
-        # All that write to one row write the same, as the order in which a GPU writes is not fixed.
-        order = torch.arange(len(indices), device=indices.device)
-        last = torch.where(indices[:, None] == indices, order, -1).amax(dim=1)
-        new = torch.lerp(self.features[indices], embeddings[last], self.momentum)
+        new = torch.lerp(self.features[indices], embeddings[last_of_equal(indices)], self.momentum)
         self.features[indices] = F.normalize(new, dim=1)
+
+
+def last_of_equal(indices: Tensor) -> Tensor:
+    """For each of (B,) indices where the same one comes last, so that all that write to one row write the same.
+
+    The order in which a GPU writes is not fixed.
+    """
+    order = torch.arange(len(indices), device=indices.device)
+    return torch.where(indices[:, None] == indices, order, -1).amax(dim=1)
 
 
 def _noise(*shape: int) -> Tensor:
