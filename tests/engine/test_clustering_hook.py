@@ -109,6 +109,7 @@ def test_next_batches_are_drawn_from_the_new_clusters(cfg, num_workers):
     trainer.model.memory_bank.label_bank.copy_(torch.tensor([0] + [1] * 11))
     hook._tell_sampler()
     drawn = [sample["sample_idx"] for _ in range(3) for sample in next(loading._data_loader_iter)]
+    loading.reset_data_loader(list)  # ends the workers
     assert drawn.count(0) >= 5
 
 
