@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detlib.config import configurable
+from detlib.config import CfgNode, configurable
+from detlib.layers import ShapeSpec
+from detlib.modeling.backbone import BACKBONE_REGISTRY, ResNet, build_resnet_backbone
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.self_supervised.clustering import check_num_samples, class_weights, kmeans, pca_whiten
 from detlib.modeling.self_supervised.distributed import broadcast
@@ -18,7 +20,7 @@ from detlib.modeling.self_supervised.memories import MEMORY_REGISTRY
 from detlib.modeling.self_supervised.pseudo_labels import PseudoLabelModel
 from detlib.utils import comm
 
-__all__ = ["DeepCluster", "PseudoLabels"]
+__all__ = ["DeepCluster", "PseudoLabels", "build_sobel_resnet_backbone", "sobel"]
 
 
 @META_ARCH_REGISTRY.register()
@@ -92,3 +94,23 @@ class PseudoLabels(nn.Module):
         if self.reweight:
             self.class_weights.copy_(class_weights(self.label_bank, self.num_classes))
         self.num_clusterings += 1
+
+
+@BACKBONE_REGISTRY.register()
+def build_sobel_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """The ResNet of ``MODEL.RESNETS`` on the edges of images, as colours lead to trivial clusters (sec. 4.1)."""
+    backbone = build_resnet_backbone(cfg, ShapeSpec(channels=2))
+    backbone.register_forward_pre_hook(_on_edges)  # The names of the weights stay those of a ResNet.
+    return backbone
+
+
+def _on_edges(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+    return (sobel(args[0]),)
+
+
+def sobel(images: Tensor) -> Tensor:
+    """From images (N, C, H, W) to (N, 2, H, W): how much their grey falls to the right, and downwards."""
+    gray = F.pad(images.mean(dim=1, keepdim=True), (1, 1, 1, 1))  # (N, 1, H + 2, W + 2)
+    rows = gray[..., :-2, :] + 2 * gray[..., 1:-1, :] + gray[..., 2:, :]
+    columns = gray[..., :-2] + 2 * gray[..., 1:-1] + gray[..., 2:]
+    return torch.cat([rows[..., :-2] - rows[..., 2:], columns[..., :-2, :] - columns[..., 2:, :]], dim=1)

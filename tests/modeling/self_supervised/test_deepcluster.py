@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from detlib.modeling import build_model
+from detlib.config import get_cfg
+from detlib.modeling import build_backbone, build_model
 from detlib.modeling.self_supervised import PseudoLabels
+from detlib.modeling.self_supervised.deepcluster import sobel
 from detlib.utils.errors import ConfigError, DatasetError
 
 
@@ -138,3 +140,27 @@ def test_sample_beyond_the_memory_is_an_error(deepcluster, samples):
     model.cluster(features())
     with pytest.raises(DatasetError, match=r"a sample_idx is 8, but MODEL.SSL.MEMORY remembers 8 samples"):
         model(samples(9))
+
+
+def test_edges_are_those_of_the_two_filters():
+    images = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+    filters = torch.tensor(
+        [
+            [[[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]],
+            [[[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]]],
+        ]
+    )
+    torch.testing.assert_close(sobel(images), F.conv2d(images.mean(dim=1, keepdim=True), filters, padding=1))
+
+
+def test_resnet_may_see_edges_only():
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME = "build_sobel_resnet_backbone"
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2"]
+    backbone = build_backbone(cfg).eval()
+    assert backbone.stem.conv1.weight.shape[1] == 2
+    gray = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)).expand(1, 3, 32, 32)
+    colours = torch.tensor([1.0, -2.0, 1.0]).view(3, 1, 1)  # whose mean is 0
+    torch.testing.assert_close(backbone(gray + colours)["res2"], backbone(gray)["res2"], rtol=1e-3, atol=1e-3)
