@@ -152,3 +152,16 @@ def test_memory_for_another_number_of_samples_is_an_error(cfg):
 
 def test_other_models_have_no_such_hook(cfg):
     assert build_clustering_hook(cfg, nn.Linear(1, 1)) is None
+
+
+def test_dark_and_bright_images_are_the_two_clusters(cfg):
+    for i, sample in enumerate(DatasetCatalog.get("clustered")):
+        Image.fromarray(np.full((20, 20, 3), 250 if i % 2 else 5, dtype=np.uint8)).save(sample["file_name"])
+    cfg.MODEL.SSL.HEAD.NUM_CLASSES = 2
+    cfg.SOLVER.BASE_LR = 0.05
+    cfg.SOLVER.WARMUP_ITERS = 0
+    cfg.SOLVER.MAX_ITER = 6  # 2 epochs
+    trainer = DefaultTrainer(cfg)
+    trainer.train()
+    labels = trainer.model.memory_bank.label_bank
+    assert labels.tolist() in ([0, 1] * 6, [1, 0] * 6)

@@ -93,3 +93,22 @@ def test_map_of_a_patch_of_64_pixels_has_2_by_2_cells():
     with torch.device("meta"):
         backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3))
         assert backbone(torch.empty(1, 3, 64, 64))["res5"].shape == (1, 2048, 2, 2)
+
+
+def test_places_of_patches_of_images_that_fade_to_a_corner_are_learned(relative_loc):
+    rng = np.random.default_rng(0)
+    relative_loc.neck.dropout.p = 0.0
+    optimizer = torch.optim.SGD(relative_loc.parameters(), lr=0.1, momentum=0.9)
+    steps = np.linspace(0, 200, 51)
+    fading = np.stack(np.broadcast_arrays(steps[:, None], steps, 100), axis=2)  # red downwards, green to the right
+    split = GridPatches(16)
+    losses = []
+    for _ in range(25):
+        images = [np.uint8(fading + rng.integers(0, 20, (51, 51, 3))) for _ in range(4)]
+        batch = [{"views": [torch.from_numpy(p.transpose(2, 0, 1).copy()) for p in split(i)]} for i in images]
+        loss = relative_loc(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 < 1.8 < losses[0]

@@ -79,3 +79,19 @@ def test_features_are_those_of_all_four_views(rotation_pred):
 def test_a_view_that_was_not_turned_is_an_error(rotation_pred, samples):
     with pytest.raises(DatasetError, match="RotationPred learns from 4 views of each image, got 2"):
         rotation_pred(samples(2))
+
+
+def test_turns_of_images_that_are_brighter_at_the_top_are_learned(rotation_pred):
+    rng = np.random.default_rng(0)
+    optimizer = torch.optim.SGD(rotation_pred.parameters(), lr=0.05, momentum=0.9)
+    falling = np.linspace(200, 50, 16)[:, None, None]
+    losses = []
+    for _ in range(15):
+        images = [np.uint8(falling + rng.integers(0, 50, (16, 16, 3))) for _ in range(4)]
+        batch = [{"views": [torch.from_numpy(v.transpose(2, 0, 1).copy()) for v in QuarterTurns()(i)]} for i in images]
+        loss = rotation_pred(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 < 1 < losses[0]
