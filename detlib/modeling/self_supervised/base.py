@@ -30,9 +30,11 @@ class SelfSupModel(PreprocessesImages, nn.Module):
 
     Attributes:
         num_views: how many views of each sample the loss needs.
+        views_example: what gives them in INPUT.VIEWS, for the message of an error.
     """
 
     num_views = 1
+    views_example = "{{COUNT: {num_views}, AUGMENTATIONS: [...]}}"
 
     def __init__(
         self,
@@ -84,8 +86,8 @@ class SelfSupModel(PreprocessesImages, nn.Module):
             return self.predict(views, batched_inputs)
         if len(views) < self.num_views:
             raise DatasetError(
-                f"{type(self).__name__} learns from {self.num_views} views of each image, got {len(views)}; set COUNT "
-                f"in INPUT.VIEWS, as in [{{COUNT: {self.num_views}, AUGMENTATIONS: [...]}}]"
+                f"{type(self).__name__} learns from {self.num_views} views of each image, got {len(views)}; set "
+                f"INPUT.VIEWS, as in [{self.views_example.format(num_views=self.num_views)}]"
             )
         return self.loss(views, batched_inputs)
 

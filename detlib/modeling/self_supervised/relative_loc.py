@@ -15,6 +15,7 @@ from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.neck import NECK_REGISTRY
 from detlib.modeling.self_supervised.base import SelfSupModel, log_spread
 from detlib.modeling.self_supervised.necks import batch_norm_1d, mean_of_cells
+from detlib.utils.errors import DatasetError
 
 __all__ = ["RelativeLoc", "RelativeLocNeck"]
 
@@ -27,6 +28,7 @@ class RelativeLoc(SelfSupModel):
     """
 
     num_views = 9
+    views_example = "{{AUGMENTATIONS: [...], SPLIT: {{NAME: GridPatches}}}}"
 
     @configurable
     def __init__(self, **parts: Any) -> None:
@@ -54,6 +56,10 @@ class RelativeLoc(SelfSupModel):
 
     def embeddings(self, views: list[Tensor]) -> Tensor:
         """What the neck makes of the pairs, those of one sample after the other: (8N, d)."""
+        if len(views) < 2:
+            raise DatasetError(
+                "RelativeLoc compares patches, but one view came; set SPLIT: {NAME: GridPatches} in INPUT.VIEWS"
+            )
         neighbours = _neighbours(views)  # (8N, 3, H, W)
         # The image is repeated, not its features, so that batch norm sees both halves of a pair equally often.
         middles = views[0].repeat_interleave(len(views) - 1, dim=0)

@@ -25,6 +25,7 @@ class RotationPred(SelfSupModel):
     """
 
     num_views = 4
+    views_example = "{{AUGMENTATIONS: [...], SPLIT: {{NAME: QuarterTurns}}}}"
 
     @configurable
     def __init__(self, **parts: Any) -> None:

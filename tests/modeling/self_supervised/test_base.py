@@ -76,7 +76,7 @@ def test_views_at_different_places_may_differ_in_size():
         (Mean, [{"file_name": "a.jpg", "width": 1}], "'a.jpg' has neither 'views' nor 'image', but file_name, width"),
         (Mean, [sample(1), sample(1, 2)], r"samples of a batch have \[1, 2\] views"),
         (Mean, [sample(1, size=2), sample(1, size=3)], r"views\[0\] come in the sizes \[\(2, 2\), \(3, 3\)\]"),
-        (Pairs, [sample(1)], "Pairs learns from 2 views of each image, got 1; set COUNT in INPUT.VIEWS"),
+        (Pairs, [sample(1)], "Pairs learns from 2 views of each image, got 1; set INPUT.VIEWS, as in"),
     ],
 )
 def test_views_that_do_not_fit_are_an_error_that_says_what_to_set(cls, batch, message):

@@ -10,6 +10,7 @@ from detlib.layers import ShapeSpec
 from detlib.modeling import build_model
 from detlib.modeling.backbone import build_resnet_backbone
 from detlib.modeling.self_supervised import RelativeLocNeck
+from detlib.utils.errors import DatasetError
 
 NEAR = {"rtol": 1e-3, "atol": 1e-3}  # Batches of other sizes are computed in another order.
 
@@ -112,3 +113,9 @@ def test_places_of_patches_of_images_that_fade_to_a_corner_are_learned(relative_
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 < 1.8 < losses[0]
+
+
+@pytest.mark.parametrize(("mode", "error"), [("loss", "learns from 9 views"), ("predict", "compares patches")])
+def test_an_image_that_was_not_split_is_an_error(relative_loc, samples, mode, error):
+    with pytest.raises(DatasetError, match=f"{error}.*GridPatches"):
+        relative_loc(samples(2, sizes=[32]), mode=mode)
