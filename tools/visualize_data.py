@@ -2,6 +2,7 @@
 """Draw a dataset: its annotations as they are, or what the model is fed after augmentation."""
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
 from detlib.config import CfgNode, get_cfg
@@ -35,11 +38,14 @@ Examples:
   images with their labels, in a folder for each class:
       {prog} --source annotation DATASETS.TRAIN="[leaves]" \\
           DATASETS.REGISTER="[{{NAME: leaves, TYPE: image_folder, IMAGES: leaves}}]"
+  the views of self-supervised learning, side by side, with the mask and the target image if there are any:
+      {prog} --config-file configs/SelfSupervised/tiny/cae.yaml
   in a window, one image per key (Esc quits):
       {prog} --config-file config.yaml --show
 """
 
 ESCAPE_KEY = 27
+GAP = 4  # Pixels between views.
 
 
 def parse_args() -> argparse.Namespace:
@@ -95,6 +101,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     if args.dataset:
         cfg.DATASETS.TRAIN = (args.dataset,)
     cfg.merge_from_list(args.opts)
+    cfg.SOLVER.IMS_PER_BATCH = 1  # No picture needs to wait until a batch of thousands is full.
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("no dataset is named; add --dataset NAME, or a --config-file with DATASETS.TRAIN")
     cfg.freeze()
@@ -119,11 +126,34 @@ def draw_loader(cfg: CfgNode, scale: float | None) -> Iterator[tuple[str, VisIma
     number = 0
     for batch in build_detection_train_loader(cfg):
         for sample in batch:
-            image = convert_image_to_rgb(sample["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
+            image = grid_of_views(cfg, sample) if "views" in sample else to_rgb(cfg, sample["image"])
             visualizer = Visualizer(image, metadata, scale or readable_scale(*image.shape[:2]))
             number += 1
             # An image may come again, augmented otherwise.
             yield f"{number:04d}_{picture_name(sample, number)}", draw_sample(visualizer, sample)
+
+
+def to_rgb(cfg: CfgNode, image: Tensor) -> np.ndarray:
+    return convert_image_to_rgb(image.permute(1, 2, 0), cfg.INPUT.FORMAT)
+
+
+def grid_of_views(cfg: CfgNode, sample: dict[str, Any]) -> np.ndarray:
+    """All views of a sample, then the first one with hidden patches in gray, and the target image, on white."""
+    pictures = [to_rgb(cfg, view) for view in sample["views"]]
+    if "mask" in sample:
+        height, width = pictures[0].shape[:2]
+        hidden = cv2.resize(sample["mask"].numpy().astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+        pictures.append(np.where(hidden[:, :, None] == 1, np.uint8(128), pictures[0]))
+    if "target_image" in sample:
+        pictures.append(to_rgb(cfg, sample["target_image"]))
+    num_columns = math.ceil(math.sqrt(len(pictures)))
+    num_rows = math.ceil(len(pictures) / num_columns)
+    height, width = (max(picture.shape[axis] for picture in pictures) + GAP for axis in (0, 1))
+    grid = np.full((num_rows * height - GAP, num_columns * width - GAP, 3), 255, dtype=np.uint8)
+    for place, picture in enumerate(pictures):
+        y, x = place // num_columns * height, place % num_columns * width
+        grid[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+    return grid
 
 
 def draw_sample(visualizer: Visualizer, sample: dict[str, Any]) -> VisImage:

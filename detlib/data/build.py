@@ -30,6 +30,8 @@ from detlib.data.preparation import (
 )
 from detlib.data.sample_classes import is_labelled
 from detlib.data.samplers import InferenceSampler, TrainingSampler, build_sampler
+from detlib.data.view_mapper import ViewMapper, without_annotations
+from detlib.data.wrappers import IndexedDataset
 from detlib.utils import comm
 from detlib.utils.env import seed_all_rng
 from detlib.utils.errors import ConfigError, DatasetError
@@ -44,6 +46,7 @@ __all__ = [
     "load_proposals_into_dataset",
     "print_instances_class_histogram",
     "trivial_batch_collator",
+    "with_sample_idx",
     "worker_init_reset_seed",
 ]
 
@@ -235,6 +238,37 @@ def _batch_size_per_process(total_batch_size: int | None, single_gpu_batch_size:
     return total_batch_size // world_size
 
 
+def with_sample_idx(dataset: list[dict[str, Any]] | Dataset) -> Dataset:
+    """The dataset without annotations, its samples with their place in it, ``sample_idx``.
+
+    An iterable dataset comes back as it is: its samples have no place.
+    """
+    if isinstance(dataset, IterableDataset):
+        return dataset
+    if isinstance(dataset, list):  # Annotations would take memory, and time on their way to workers.
+        dataset = DatasetFromList([without_annotations(sample) for sample in dataset], copy=False)
+    return IndexedDataset(dataset)
+
+
+def _view_loader_arguments(
+    cfg: CfgNode,
+    mapper: Callable[[dict[str, Any]], Any] | None,
+    dataset: list[Any] | Dataset | None,
+    sampler: Sampler | None,
+) -> dict[str, Any]:
+    """Without annotations, no image is left out for having none, and views do not have the proportions of images."""
+    if dataset is None:
+        dataset = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False, check_consistency=False)
+    return {
+        "dataset": with_sample_idx(dataset),
+        "sampler": build_sampler(cfg, dataset) if sampler is None else sampler,
+        "mapper": ViewMapper(cfg) if mapper is None else mapper,
+        "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
+        "aspect_ratio_grouping": False,
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+    }
+
+
 def _train_loader_from_config(
     cfg: CfgNode,
     mapper: Callable[[dict[str, Any]], Any] | None = None,
@@ -242,6 +276,8 @@ def _train_loader_from_config(
     dataset: list[Any] | Dataset | None = None,
     sampler: Sampler | None = None,
 ) -> dict[str, Any]:
+    if cfg.INPUT.VIEWS:
+        return _view_loader_arguments(cfg, mapper, dataset, sampler)
     if dataset is None:
         dataset = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN,

@@ -1,4 +1,4 @@
-"""Datasets that repeat samples of another one, or divide it."""
+"""Datasets that repeat samples of another one, divide it, or number its samples."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch.utils.data import Dataset, Subset
 
 from detlib.data.samplers import RepeatFactorTrainingSampler
 
-__all__ = ["ClassBalancedDataset", "KFold", "RepeatDataset"]
+__all__ = ["ClassBalancedDataset", "IndexedDataset", "KFold", "RepeatDataset"]
 
 
 class RepeatDataset(Dataset):
@@ -29,6 +29,19 @@ class RepeatDataset(Dataset):
         if not -len(self) <= idx < len(self):
             raise IndexError(f"index {idx} is out of range for {len(self)} samples")
         return self.dataset[idx % len(self.dataset)]
+
+
+class IndexedDataset(Dataset):
+    """A dataset whose samples know their place in it, ``sample_idx``, whatever brings them into another order."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, idx: int) -> dict[str, Any]:
+        return {**self.dataset[idx], "sample_idx": int(idx)}
 
 
 class ClassBalancedDataset(Subset):

@@ -3,7 +3,7 @@
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from detlib.data import transforms as T
 from detlib.data.datasets.register import register_datasets
 from detlib.data.detection_utils import build_augmentation
 from detlib.engine import hooks
+from detlib.engine.clustering_hook import build_clustering_hook
 from detlib.engine.setup import (
     check_num_classes,
     create_ddp_model,
@@ -184,16 +185,22 @@ class DefaultTrainer(TrainerBase):
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
 
-    def build_hooks(self) -> list[HookBase | None]:
-        """Timing, learning rate, batch-norm statistics, checkpoints, evaluation, drawings, bar, writers: in this order.
+    def reset_data_loader(self, data_loader_builder: Callable[[], Iterable]) -> None:
+        """See :meth:`SimpleTrainer.reset_data_loader`."""
+        self._trainer.reset_data_loader(data_loader_builder)
 
-        The order counts: statistics before checkpoints before evaluation, and writers at the end, to write it all.
+    def build_hooks(self) -> list[HookBase | None]:
+        """Timing, learning rate, labels, batch-norm statistics, checkpoints, evaluation, drawings, bar, writers.
+
+        The order counts: labels and statistics before checkpoints before evaluation, and writers at the end, to write
+        it all.
         """
         cfg = self.cfg
         main = comm.is_main_process()
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
+            build_clustering_hook(cfg, self.model),
             self._build_precise_bn() if cfg.TEST.PRECISE_BN.ENABLED else None,
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),

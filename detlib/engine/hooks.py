@@ -18,6 +18,7 @@ from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.timer import Timer
 from torch.optim import Optimizer
 
+from detlib.engine.clustering_hook import ClusteringHook
 from detlib.engine.feature_hook import VisualizeFeatures
 from detlib.engine.model_hooks import (
     AutogradProfiler,
@@ -37,6 +38,7 @@ __all__ = [
     "AutogradProfiler",
     "BestCheckpointer",
     "CallbackHook",
+    "ClusteringHook",
     "EvalHook",
     "IterationTimer",
     "LRScheduler",

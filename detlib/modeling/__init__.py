@@ -74,7 +74,7 @@ from detlib.modeling.roi_heads import (
     build_mask_head,
     build_roi_heads,
 )
-from detlib.modeling.self_supervised import MEMORY_REGISTRY
+from detlib.modeling.self_supervised import MEMORY_REGISTRY, TARGET_GENERATOR_REGISTRY
 
 __all__ = [
     "ANCHOR_GENERATOR_REGISTRY",
@@ -97,6 +97,7 @@ __all__ = [
     "ROI_MASK_HEAD_REGISTRY",
     "RPN_HEAD_REGISTRY",
     "SEM_SEG_HEADS_REGISTRY",
+    "TARGET_GENERATOR_REGISTRY",
     "Backbone",
     "BackboneWithNeck",
     "BaseKeypointRCNNHead",

@@ -61,17 +61,20 @@ class ClsHead(nn.Module):
         scores = self(features)
         return torch.stack(scores).mean(dim=0) if isinstance(scores, list) else scores
 
-    def loss(self, features: Features, target: Tensor) -> dict[str, Tensor]:
+    def loss(self, features: Features, target: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
         """The losses by name. Accuracies go to the event storage, as ``top1_acc``.
 
         Args:
             target: (N,) classes, or (N, K) soft labels, for which there is no accuracy.
+            weight: (N,) of the samples, for a weighted mean over them; by default they count alike.
         """
         scores = self.scores(features)
         if self.cal_acc and target.dim() == 1:
             for name, percent in self.accuracy(scores.detach(), target).items():
                 log_scalar(f"{name.replace('-', '')}_acc", percent)
-        return {"loss_cls": self.loss_module(scores, target, avg_factor=len(scores))}
+        if weight is None:  # A loss of the user's own may take no weights.
+            return {"loss_cls": self.loss_module(scores, target, avg_factor=len(scores))}
+        return {"loss_cls": self.loss_module(scores, target, weight=weight, avg_factor=weight.sum())}
 
     def accuracy(self, scores: Tensor, target: Tensor) -> dict[str, Tensor]:
         """How many labels are among the k best scores, in percent, as ``{"top-1": ..., "top-5": ...}``.
@@ -114,14 +117,21 @@ class LinearClsHead(ClsHead):
         loss: Any = None,
         topk: int | Sequence[int] = (1,),
         cal_acc: bool = True,
+        init_std: float = 0.01,
     ) -> None:
         """Arguments not named here are those of :class:`ClsHead`.
 
         Args:
             in_channels: C.
+            init_std: of the weights at first.
         """
         super().__init__(loss, topk, cal_acc)
-        self.fc = _classifier(in_channels, num_classes)
+        self.init_std = init_std
+        self.fc = _classifier(in_channels, num_classes, init_std)
+
+    def reset_parameters(self) -> None:
+        """Forget what was learned: the weights are drawn anew."""
+        _init_classifier(self.fc, self.init_std)
 
     def forward(self, features: Features) -> Tensor:
         return self.fc(_checked(self.pre_logits(features), self.fc.in_features))
@@ -161,14 +171,18 @@ class MultiLabelLinearClsHead(ClsHead):
         return [{"pred_score": score, "pred_label": label} for score, label in zip(probabilities, labels)]
 
 
-def _classifier(in_channels: int, num_classes: int) -> nn.Linear:
+def _classifier(in_channels: int, num_classes: int, init_std: float = 0.01) -> nn.Linear:
     if num_classes <= 0:
         raise ConfigError(f"num_classes is {num_classes}; it must be positive. Set MODEL.CLASSIFIER.NUM_CLASSES.")
     fc = nn.Linear(in_channels, num_classes)
-    # As for ImageNet in "Accurate, Large Minibatch SGD" (arXiv:1706.02677, sec. 5.1); all classes start alike.
-    nn.init.normal_(fc.weight, std=0.01)
-    nn.init.zeros_(fc.bias)
+    _init_classifier(fc, init_std)
     return fc
+
+
+def _init_classifier(fc: nn.Linear, std: float) -> None:
+    # 0.01 as for ImageNet in "Accurate, Large Minibatch SGD" (arXiv:1706.02677, sec. 5.1); all classes start alike.
+    nn.init.normal_(fc.weight, std=std)
+    nn.init.zeros_(fc.bias)
 
 
 def _checked(features: Tensor, in_channels: int) -> Tensor:

@@ -66,6 +66,12 @@ class ImagePreprocessor(nn.Module):
         return ImageList.from_tensors(images, self.size_divisibility, padding_constraints=self.padding_constraints)
 
     def _normalize(self, sample: dict[str, Any]) -> Tensor:
+        if "image" not in sample:
+            advice = "remove INPUT.VIEWS, or set MODEL.META_ARCHITECTURE to a self-supervised algorithm"
+            raise DatasetError(
+                f"the model takes one 'image' of each sample, but {_name(sample)} has only {', '.join(sorted(sample))}"
+                + (f": {advice}" if "views" in sample else "")
+            )
         image, channels = sample["image"], len(self.pixel_mean)
         if image.dim() != 3 or image.shape[0] != channels:
             raise DatasetError(

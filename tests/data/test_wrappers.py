@@ -4,6 +4,7 @@ import pytest
 
 from detlib.data import ClassBalancedDataset, DatasetCatalog, KFold, RepeatDataset, get_detection_dataset_dicts
 from detlib.data.samplers import RepeatFactorTrainingSampler
+from detlib.data.wrappers import IndexedDataset
 
 
 def test_repeated_dataset_starts_over_at_its_end():
@@ -12,6 +13,14 @@ def test_repeated_dataset_starts_over_at_its_end():
     assert list(dataset) == ["a", "b", "c", "a", "b", "c"]
     with pytest.raises(IndexError, match="6 is out of range for 6 samples"):
         dataset[6]
+
+
+def test_indexed_samples_know_their_place_and_those_of_the_dataset_do_not():
+    samples = [{"id": "a"}, {"id": "b"}]
+    dataset = IndexedDataset(samples)
+    assert len(dataset) == 2
+    assert [dataset[i] for i in (1, 0)] == [{"id": "b", "sample_idx": 1}, {"id": "a", "sample_idx": 0}]
+    assert samples == [{"id": "a"}, {"id": "b"}]
 
 
 def test_samples_of_rare_classes_are_repeated_by_the_factor_rounded_up():

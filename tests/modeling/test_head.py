@@ -129,6 +129,25 @@ def test_linear_layer_starts_with_small_weights_and_no_bias():
     assert (fc.bias == 0).all()
 
 
+def test_linear_layer_may_start_with_other_weights_and_start_anew():
+    torch.manual_seed(0)
+    head = LinearClsHead(num_classes=50, in_channels=200, init_std=0.1)
+    before = head.fc.weight.detach().clone()
+    head.fc.bias.data.fill_(1.0)
+    head.reset_parameters()
+    assert (head.fc.weight != before).all() and (head.fc.bias == 0).all()
+    assert before.std().item() == pytest.approx(0.1, rel=0.03)
+    assert head.fc.weight.std().item() == pytest.approx(0.1, rel=0.03)
+
+
+def test_loss_of_weighted_images_is_their_weighted_mean():
+    scores, target = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.0]]), torch.tensor([0, 0, 1])
+    weight = torch.tensor([1e-4, 3e-4, 2e-4])
+    each = torch.nn.functional.cross_entropy(scores, target, reduction="none")
+    expected = (each * torch.tensor([1.0, 3.0, 2.0])).sum() / 6
+    torch.testing.assert_close(ClsHead().loss(scores, target, weight)["loss_cls"], expected)
+
+
 @pytest.mark.parametrize("head", [LinearClsHead, MultiLabelLinearClsHead])
 def test_number_of_classes_must_be_positive(head):
     with pytest.raises(ValueError, match=r"num_classes is 0.*MODEL.CLASSIFIER.NUM_CLASSES"):

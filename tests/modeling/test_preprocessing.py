@@ -32,6 +32,15 @@ def test_wrong_number_of_channels_names_the_file_and_the_keys():
         ImagePreprocessor([0.0] * 3, [1.0] * 3)([{"image": torch.zeros(1, 5, 5), "file_name": "a.png"}])
 
 
+def test_views_for_a_model_of_one_image_say_what_to_set():
+    sample = {"views": [torch.zeros(3, 5, 5)], "file_name": "a.png", "sample_idx": 0}
+    message = r"takes one 'image' of each sample, but 'a.png' has only file_name, sample_idx, views: remove INPUT.VIEWS"
+    with pytest.raises(DatasetError, match=message):
+        ImagePreprocessor([0.0] * 3, [1.0] * 3)([sample])
+    with pytest.raises(DatasetError, match=r"but 'a.png' has only file_name$"):
+        ImagePreprocessor([0.0] * 3, [1.0] * 3)([{"file_name": "a.png"}])
+
+
 def test_training_without_instances_says_what_to_do():
     with pytest.raises(DatasetError, match=r"training needs 'instances'.*is_train=True"):
         instances_of([{"image": torch.zeros(3, 5, 5)}], torch.device("cpu"))

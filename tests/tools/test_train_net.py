@@ -169,3 +169,12 @@ def test_help_teaches_with_examples(name):
     done = tool(name, "--help")
     assert "Examples:" in done.stdout
     assert name in done.stdout.split("Examples:")[1]
+
+
+def test_views_for_a_model_of_one_image_are_refused_in_one_line(call_tool, config_file):
+    views = "INPUT.VIEWS=[{COUNT: 2, AUGMENTATIONS: [{NAME: RandomResizedCrop, SIZE: 32}]}]"
+    done = call_tool("train_net", "--config-file", config_file, views)
+    assert done.status == 2
+    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert "takes one 'image' of each sample, but '" in line and "only file_name, height, image_id, sample_idx" in line
+    assert line.endswith(": remove INPUT.VIEWS, or set MODEL.META_ARCHITECTURE to a self-supervised algorithm")

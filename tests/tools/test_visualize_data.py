@@ -86,3 +86,21 @@ def test_images_of_one_name_in_two_folders_become_two_pictures(call_tool, tmp_pa
     register = "DATASETS.REGISTER=[{NAME: leaves_of_one_name, TYPE: image_folder, IMAGES: leaves}]"
     call_tool("visualize_data", "--source", "annotation", "DATASETS.TRAIN=[leaves_of_one_name]", register)
     assert sorted(path.name for path in (tmp_path / "visualized").iterdir()) == ["0002_1.png", "1.png"]
+
+
+def test_views_are_drawn_side_by_side_with_mask_and_target(call_tool, thumbnails, tmp_path):
+    steps = "[{NAME: Solarize}, {NAME: Resize, SHAPE: 32}]"
+    parts = "MASK: {NAME: RandomBlocks, GRID_SIZE: 8, NUM_HIDDEN: 30}, TARGET: {SIZE: 16}"
+    views = f"INPUT.VIEWS=[{{AUGMENTATIONS: {steps}, {parts}}}, {{AUGMENTATIONS: []}}]"
+    options = ("INPUT.FORMAT=RGB", views, "SOLVER.IMS_PER_BATCH=4096")
+    done = call_tool("visualize_data", "--dataset", thumbnails, "--limit", 1, "--scale", 1, *options)
+    assert done.status == 0, done.err
+    (path,) = (tmp_path / "visualized").iterdir()
+    drawn = np.asarray(Image.open(path).convert("L")).astype(int)
+    assert drawn.shape == (68, 68)  # 2 x 2 pictures of 32, and 4 pixels between them.
+    assert (drawn[:32, 34] == 255).all() and (drawn[34] == 255).all()
+    assert (drawn[20:32, :32] == 127).all()  # The first view: 255 - 128. A label is written above.
+    assert (drawn[20:32, 36:] == 128).all()  # The second view.
+    hidden = drawn[36:, :32] == 128
+    assert hidden.sum() == 30 * 16 and (drawn[36:, :32][~hidden] == 127).all()  # 30 patches of 4 x 4.
+    assert (drawn[36:52, 36:52] == 127).all() and (drawn[53:, 36:] == 255).all()  # The target, of 16 pixels.

@@ -49,6 +49,8 @@ BACKBONES: dict[str, Any] = {
         "RES5_DILATION": 1,
         "RES2_OUT_CHANNELS": 256,
         "STEM_OUT_CHANNELS": 64,
+        # Let each residual branch start as 0, by the scale of its last norm.
+        "ZERO_INIT_RESIDUAL": False,
         # Deformable convolution in res2 to res5, with modulation (version 2) or without, and its groups.
         "DEFORM_ON_PER_STAGE": [False, False, False, False],
         "DEFORM_MODULATED": False,

@@ -45,6 +45,13 @@ INPUT = {
     # the options above, which otherwise count for nothing, FORMAT and MASK_FORMAT aside.
     "AUGMENTATIONS_TRAIN": Parts(),
     "AUGMENTATIONS_TEST": Parts(),
+    # Views of each training image, for self-supervised learning, in place of all that but FORMAT: a list of
+    # {COUNT: 2, AUGMENTATIONS: [{NAME: RandomResizedCrop, SIZE: 224}, ...]}, in whose order they come. Annotations are
+    # not used, hence ASPECT_RATIO_GROUPING and FILTER_EMPTY_ANNOTATIONS of DATALOADER neither. An entry may also have
+    # SPLIT: {NAME: GridPatches, PATCH_SIZE: 64} or {NAME: QuarterTurns}, which makes several views of each;
+    # MASK: {NAME: RandomSquares, ...} or {NAME: RandomBlocks, ...}, the patches to hide;
+    # TARGET: {SIZE: 112, INTERP: lanczos}, the same crop in another size.
+    "VIEWS": Parts(),
 }
 
 DATASETS = {
@@ -58,7 +65,7 @@ DATASETS = {
     "TEST": (),
     "PROPOSAL_FILES_TEST": (),
     "PRECOMPUTED_PROPOSAL_TOPK_TEST": 1000,
-    # Datasets declared here rather than in code: a list of {NAME, TYPE: coco, JSON, IMAGES}. Other types, with keys of
+    # Datasets declared here, not in code: {NAME, TYPE: coco, JSON, IMAGES}, {NAME, TYPE: images, IMAGES}; with keys of
     # their own: sem_seg, sem_seg_folders, coco_panoptic, pascal_voc, image_folder, cifar10, cifar100, voc_multi_label.
     "REGISTER": Parts(),
 }
@@ -69,7 +76,8 @@ DATALOADER = {
     # Batch wide images with wide ones and tall with tall, which saves padding.
     "ASPECT_RATIO_GROUPING": True,
     # By its name in SAMPLER_REGISTRY: "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler",
-    # "UniformClassSampler" (each class equally often), "RepeatAugSampler" or one of your own.
+    # "UniformClassSampler" (each class equally often), "RepeatAugSampler", "UniformClusterSampler" (each pseudo label
+    # equally often), "ReplacementSampler" or one of your own.
     "SAMPLER_TRAIN": "TrainingSampler",
     # RepeatFactorTrainingSampler: images of categories rarer than this part of the images are repeated.
     "REPEAT_THRESHOLD": 0.0,

@@ -28,7 +28,27 @@ MODULE_GRAPH = {
     "OUTPUTS": [],
 }
 
+SSL = {
+    # The output of the backbone that the neck takes; empty for the last.
+    "IN_FEATURE": "",
+    # Parts by name, as {NAME: NonLinearNeck, HID_CHANNELS: 2048, ...}: in NECK_REGISTRY, HEAD_REGISTRY, LOSS_REGISTRY
+    # (the loss of the head), MEMORY_REGISTRY and TARGET_GENERATOR_REGISTRY. Not every algorithm has all of them.
+    "NECK": Part(),
+    "HEAD": Part(),
+    "LOSS": Part(),
+    "MEMORY": Part(),
+    "TARGET_GENERATOR": Part(),
+    # Share of the old values that an update of the momentum encoder keeps, "constant", or from this to 1 by "cosine".
+    "MOMENTUM": 0.999,
+    "MOMENTUM_SCHEDULE": "constant",
+    # Keys that a queue holds, over all processes.
+    "QUEUE_LEN": 65536,
+    # Part of the patches that are hidden.
+    "MASK_RATIO": 0.75,
+}
+
 REPRESENTATION: dict[str, Any] = {
+    "SSL": SSL,
     "MODULE_GRAPH": MODULE_GRAPH,
     "CLASSIFIER": CLASSIFIER,
 }

@@ -6,7 +6,13 @@ from detlib.data.datasets.cifar import load_cifar, register_cifar
 from detlib.data.datasets.cityscapes_panoptic import register_all_cityscapes_panoptic as _register_cityscapes_panoptic
 from detlib.data.datasets.coco import convert_to_coco_json, load_coco_json, load_sem_seg, register_coco_instances
 from detlib.data.datasets.coco_panoptic import register_coco_panoptic, register_coco_panoptic_separated
-from detlib.data.datasets.image_folder import load_image_folder, load_image_list, register_image_folder
+from detlib.data.datasets.image_folder import (
+    load_image_folder,
+    load_image_list,
+    load_images,
+    register_image_folder,
+    register_images,
+)
 from detlib.data.datasets.lvis import get_lvis_instances_meta, load_lvis_json, register_lvis_instances
 from detlib.data.datasets.pascal_voc import (
     load_voc_instances,
@@ -23,6 +29,7 @@ __all__ = [
     "load_coco_json",
     "load_image_folder",
     "load_image_list",
+    "load_images",
     "load_lvis_json",
     "load_sem_seg",
     "load_voc_instances",
@@ -33,6 +40,7 @@ __all__ = [
     "register_coco_panoptic_separated",
     "register_datasets",
     "register_image_folder",
+    "register_images",
     "register_lvis_instances",
     "register_pascal_voc",
     "register_voc_multi_label",

@@ -1,4 +1,4 @@
-"""Images with one label each: a folder for each class, or a list of files."""
+"""Images with one label each: a folder for each class, or a list of files. And images without any."""
 
 import functools
 import logging
@@ -11,7 +11,14 @@ from detlib.data.datasets.lazy import set_lazy_metadata
 from detlib.utils.errors import ConfigError, DatasetError, MissingFileError
 from detlib.utils.file_io import PathManager
 
-__all__ = ["NoImagesError", "load_image_folder", "load_image_list", "register_image_folder"]
+__all__ = [
+    "NoImagesError",
+    "load_image_folder",
+    "load_image_list",
+    "load_images",
+    "register_image_folder",
+    "register_images",
+]
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif")
 
@@ -55,6 +62,34 @@ def register_image_folder(
     MetadataCatalog.get(name).set(image_root=image_root, evaluator_type="image_classification")
 
 
+def register_images(name: str, image_root: str | os.PathLike[str]) -> None:
+    """Register images without labels, see :func:`load_images`. No file is read before the dataset is first asked for.
+
+    Args:
+        name: name for the config, for example ``photos``.
+    """
+    image_root = os.fspath(image_root)
+    DatasetCatalog.register(name, functools.partial(load_images, image_root))
+    MetadataCatalog.get(name).set(image_root=image_root)
+
+
+def load_images(image_root: str) -> list[dict[str, Any]]:
+    """List the images in a folder and those below, whose names mean nothing; those that begin with a dot are hidden.
+
+    Returns:
+        One dict per image, sorted by path: ``file_name`` and ``image_id`` (the path below image_root).
+
+    Raises:
+        MissingFileError: there is no such folder.
+        NoImagesError: there is no image in it.
+    """
+    _check_exists(image_root)
+    paths = _image_paths(image_root, "")
+    if not paths:
+        raise NoImagesError(f"{image_root!r} has no image; expected files that end in {', '.join(IMAGE_ENDINGS)}")
+    return [{"file_name": os.path.join(image_root, path), "image_id": path} for path in paths]
+
+
 def load_image_folder(image_root: str, classes: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Read a folder of the layout ``image_root/name_of_class/**/image.jpg``.
 
@@ -87,7 +122,8 @@ def load_image_folder(image_root: str, classes: Sequence[str] | None = None) -> 
         raise NoImagesError(
             f"{image_root!r} has no image {'in its folders ' + ', '.join(folders) if folders else 'in a folder'}; "
             f"expected {os.path.join(image_root, 'name_of_class', 'image.jpg')}, where files end in "
-            f"{', '.join(IMAGE_ENDINGS)}. Images without folders of classes need a list of them, ANNOTATIONS"
+            f"{', '.join(IMAGE_ENDINGS)}. Images without folders of classes need a list of them, ANNOTATIONS; or "
+            "TYPE: images, to learn without labels"
         )
     if empty:
         logger.warning("%s: no image is of %s; each keeps its label all the same", image_root, ", ".join(empty))
@@ -145,9 +181,13 @@ def _parse(line: str, where: str, classes: Sequence[str]) -> tuple[str, int]:
 
 
 def _class_folders(image_root: str) -> list[str]:
+    _check_exists(image_root)
+    return sorted(entry.name for entry in os.scandir(image_root) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _check_exists(image_root: str) -> None:
     if not os.path.isdir(image_root):
         raise MissingFileError(f"image folder {image_root!r} does not exist; check the path")
-    return sorted(entry.name for entry in os.scandir(image_root) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _metadata_of_folder(image_root: str) -> dict[str, Any]:
@@ -177,7 +217,7 @@ def _image_paths(image_root: str, folder: str) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         below_root = os.path.relpath(path, image_root)
         found += [
-            os.path.join(below_root, name)
+            os.path.normpath(os.path.join(below_root, name))
             for name in names
             if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
         ]

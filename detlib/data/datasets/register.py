@@ -9,6 +9,7 @@ DATASETS:
        INSTANCES: data/instances.json}
     - {NAME: birds_train, TYPE: pascal_voc, ROOT: data/birds, SPLIT: train, CLASSES: [wren, robin]}
     - {NAME: birds_tags_train, TYPE: voc_multi_label, ROOT: data/birds, SPLIT: train, CLASSES: [wren, robin]}
+    - {NAME: photos, TYPE: images, IMAGES: data/photos}
     - {NAME: leaves_train, TYPE: image_folder, IMAGES: data/leaves}
     - {NAME: leaves_test, TYPE: image_folder, IMAGES: data/leaves, ANNOTATIONS: data/test.txt, CLASSES: [elm, oak]}
     - {NAME: cifar_train, TYPE: cifar10, ROOT: data, SPLIT: train}
@@ -28,7 +29,7 @@ from detlib.config import CfgNode
 from detlib.data.catalog import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets.cifar import CIFAR10, CIFAR100, register_cifar
 from detlib.data.datasets.coco import register_coco_instances
-from detlib.data.datasets.image_folder import register_image_folder
+from detlib.data.datasets.image_folder import register_image_folder, register_images
 from detlib.data.datasets.lazy import prepare_before_loading
 from detlib.data.datasets.panoptic_instances import register_panoptic_with_instances
 from detlib.data.datasets.pascal_voc import register_pascal_voc, register_voc_multi_label
@@ -130,6 +131,7 @@ TYPES = {
             "CLASSES": _Key("classes", _NAMES, optional=True),
         },
     ),
+    "images": _DatasetType(register_images, {"IMAGES": _Key("image_root")}),
     "cifar10": _DatasetType(functools.partial(register_cifar, version=CIFAR10), _CIFAR_KEYS),
     "cifar100": _DatasetType(functools.partial(register_cifar, version=CIFAR100), _CIFAR_KEYS),
 }

@@ -2,6 +2,7 @@
 
 from detlib.data.samplers.build import SAMPLER_REGISTRY, build_sampler
 from detlib.data.samplers.class_sampler import RepeatAugSampler, UniformClassSampler
+from detlib.data.samplers.cluster_sampler import ReplacementSampler, UniformClusterSampler
 from detlib.data.samplers.distributed_sampler import (
     InferenceSampler,
     RandomSubsetTrainingSampler,
@@ -17,7 +18,9 @@ __all__ = [
     "RandomSubsetTrainingSampler",
     "RepeatAugSampler",
     "RepeatFactorTrainingSampler",
+    "ReplacementSampler",
     "TrainingSampler",
     "UniformClassSampler",
+    "UniformClusterSampler",
     "build_sampler",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from fvcore.transforms.transform import Transform, TransformList
+from PIL import Image
 
 __all__ = [
     "AugInput",
@@ -128,6 +129,15 @@ def as_size(size: int | Sequence[int], owner: str) -> tuple[int, int]:
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"{owner}: a size is one number of pixels or (height, width), got {size!r}")
     return sides
+
+
+def as_resampling(interp: int | str, owner: str) -> Image.Resampling:
+    """Return a resampling method of PIL that may be given by its name, such as "bicubic"."""
+    try:
+        return Image.Resampling[interp.upper()] if isinstance(interp, str) else Image.Resampling(interp)
+    except (KeyError, ValueError):
+        known = ", ".join(f"{method.name.lower()} ({method.value})" for method in Image.Resampling)
+        raise ValueError(f"{owner}: interp is {interp!r}; known: {known}") from None
 
 
 class AugmentationList(Augmentation):

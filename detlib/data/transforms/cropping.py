@@ -6,7 +6,7 @@ import numpy as np
 from fvcore.transforms.transform import CropTransform, NoOpTransform, PadTransform, Transform, TransformList
 from PIL import Image
 
-from detlib.data.transforms.augmentation import Augmentation, as_size
+from detlib.data.transforms.augmentation import Augmentation, as_resampling, as_size
 from detlib.data.transforms.transform import LabelPreservingExtentTransform, ResizeTransform
 
 __all__ = [
@@ -153,20 +153,21 @@ class RandomResizedCrop(Augmentation):
         size: int | Sequence[int],
         scale: Sequence[float] = (0.08, 1.0),
         ratio: Sequence[float] = (3 / 4, 4 / 3),
-        interp: int = Image.BILINEAR,
+        interp: int | str = Image.BILINEAR,
     ) -> None:
         """
         Args:
             size: (height, width) of the result, or one number for both.
             scale: (min, max) area of the window relative to the image.
             ratio: (min, max) of its width over its height, uniform in the logarithm, so that tall is as likely as wide.
-            interp: a PIL resampling method.
+            interp: a PIL resampling method, or its name, such as "bicubic".
         """
         super().__init__()
         self.size = as_size(size, "RandomResizedCrop")
         check_range("RandomResizedCrop", "scale", scale)
         check_range("RandomResizedCrop", "ratio", ratio)
-        self.scale, self.ratio, self.interp = tuple(scale), tuple(ratio), interp
+        self.scale, self.ratio = tuple(scale), tuple(ratio)
+        self.interp = as_resampling(interp, "RandomResizedCrop")
 
     def get_transform(self, image: np.ndarray) -> TransformList:
         height, width = image.shape[:2]

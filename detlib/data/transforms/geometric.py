@@ -8,7 +8,7 @@ import numpy as np
 from fvcore.transforms.transform import HFlipTransform, NoOpTransform, Transform, VFlipTransform
 from PIL import Image
 
-from detlib.data.transforms.augmentation import Augmentation, as_augmentation, as_size
+from detlib.data.transforms.augmentation import Augmentation, as_augmentation, as_resampling, as_size
 from detlib.data.transforms.transform import ResizeTransform, RotationTransform
 
 __all__ = [
@@ -70,14 +70,14 @@ class RandomFlip(Augmentation):
 class Resize(Augmentation):
     """Resize to a fixed size, whatever the aspect ratio."""
 
-    def __init__(self, shape: int | tuple[int, int], interp: int = Image.BILINEAR) -> None:
+    def __init__(self, shape: int | tuple[int, int], interp: int | str = Image.BILINEAR) -> None:
         """
         Args:
             shape: (height, width), or one number for both.
-            interp: a PIL resampling method.
+            interp: a PIL resampling method, or its name, such as "bicubic".
         """
         super().__init__()
-        self.shape, self.interp = as_size(shape, "Resize"), interp
+        self.shape, self.interp = as_size(shape, "Resize"), as_resampling(interp, "Resize")
 
     def get_transform(self, image: np.ndarray) -> Transform:
         return ResizeTransform(*image.shape[:2], *self.shape, self.interp)
@@ -91,14 +91,14 @@ class ResizeShortestEdge(Augmentation):
         short_edge_length: int | Sequence[int],
         max_size: int = sys.maxsize,
         sample_style: str = "range",
-        interp: int = Image.BILINEAR,
+        interp: int | str = Image.BILINEAR,
     ) -> None:
         """
         Args:
             short_edge_length: smallest and largest length for "range", both included; the lengths to choose among
                 for "choice"; or one length. 0 keeps the image as it is.
             sample_style: "range" or "choice".
-            interp: a PIL resampling method.
+            interp: a PIL resampling method, or its name, such as "bicubic".
         """
         super().__init__()
         _check_choice(self, "sample_style", sample_style, ("range", "choice"))
@@ -109,7 +109,8 @@ class ResizeShortestEdge(Augmentation):
                 f"ResizeShortestEdge: short_edge_length is {short_edge_length!r}; sample_style 'range' takes (min, "
                 "max), 'choice' takes one or more lengths (INPUT.MIN_SIZE_TRAIN and INPUT.MIN_SIZE_TRAIN_SAMPLING)"
             )
-        self.short_edge_length, self.max_size, self.interp = lengths, max_size, interp
+        self.short_edge_length, self.max_size = lengths, max_size
+        self.interp = as_resampling(interp, "ResizeShortestEdge")
 
     def get_transform(self, image: np.ndarray) -> Transform:
         if self.is_range:
@@ -136,11 +137,17 @@ class ResizeScale(Augmentation):
     """Fit the image into a target size times a random scale, as in "Simple Copy-Paste" (arXiv:2012.07177)."""
 
     def __init__(
-        self, min_scale: float, max_scale: float, target_height: int, target_width: int, interp: int = Image.BILINEAR
+        self,
+        min_scale: float,
+        max_scale: float,
+        target_height: int,
+        target_width: int,
+        interp: int | str = Image.BILINEAR,
     ) -> None:
         super().__init__()
         self.min_scale, self.max_scale = min_scale, max_scale
-        self.target_height, self.target_width, self.interp = target_height, target_width, interp
+        self.target_height, self.target_width = target_height, target_width
+        self.interp = as_resampling(interp, "ResizeScale")
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]
@@ -153,14 +160,14 @@ class ResizeScale(Augmentation):
 class RandomResize(Augmentation):
     """Resize to one of several sizes."""
 
-    def __init__(self, shape_list: Sequence[tuple[int, int]], interp: int = Image.BILINEAR) -> None:
+    def __init__(self, shape_list: Sequence[tuple[int, int]], interp: int | str = Image.BILINEAR) -> None:
         """
         Args:
             shape_list: (height, width) of each.
-            interp: a PIL resampling method.
+            interp: a PIL resampling method, or its name, such as "bicubic".
         """
         super().__init__()
-        self.shape_list, self.interp = shape_list, interp
+        self.shape_list, self.interp = shape_list, as_resampling(interp, "RandomResize")
 
     def get_transform(self, image: np.ndarray) -> Transform:
         shape = self.shape_list[np.random.randint(len(self.shape_list))]

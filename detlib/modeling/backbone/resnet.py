@@ -14,6 +14,7 @@ from detlib.config import CfgNode
 from detlib.layers import CNNBlockBase, Conv2d, DeformConv, ModulatedDeformConv, ShapeSpec, get_norm
 from detlib.modeling.backbone.backbone import Backbone
 from detlib.modeling.backbone.build import BACKBONE_REGISTRY
+from detlib.modeling.backbone.zero_init import zero_init_residual
 from detlib.utils.errors import ConfigError
 
 __all__ = [
@@ -317,7 +318,6 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     ``RES2_OUT_CHANNELS`` is free at every depth, so 32 makes a ResNet-18 of half the width.
     """
     resnets = cfg.MODEL.RESNETS
-    num_blocks = _num_blocks(resnets.DEPTH)
     if resnets.RES5_DILATION not in (1, 2):
         raise ConfigError(f"MODEL.RESNETS.RES5_DILATION is {resnets.RES5_DILATION}; it must be 1 or 2.")
     basic = resnets.DEPTH < 50
@@ -329,7 +329,7 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     stem = BasicStem(in_channels=input_shape.channels, out_channels=resnets.STEM_OUT_CHANNELS, norm=resnets.NORM)
     stages = []
     in_channels = resnets.STEM_OUT_CHANNELS
-    for i, count in enumerate(num_blocks):
+    for i, count in enumerate(_num_blocks(resnets.DEPTH)):
         out_channels = resnets.RES2_OUT_CHANNELS * 2**i
         # A dilated res5 keeps the resolution of res4.
         first_stride = 1 if i == 0 or (i == 3 and resnets.RES5_DILATION == 2) else 2
@@ -344,7 +344,8 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
             )
         )
         in_channels = out_channels
-    return ResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+    resnet = ResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+    return zero_init_residual(resnet) if resnets.ZERO_INIT_RESIDUAL else resnet
 
 
 def _block_options(resnets: CfgNode, stage: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from fvcore.nn import weight_init
 from torch import Tensor
 
 from detlib.layers import CNNBlockBase, Conv2d, get_norm
+from detlib.modeling.backbone import zero_init
 from detlib.modeling.backbone.build import BACKBONE_REGISTRY
 from detlib.modeling.backbone.resnet import ResNet
 from detlib.utils.errors import ConfigAssertionError
@@ -35,6 +36,7 @@ class ResNet_CIFAR(ResNet):
         num_classes: int | None = None,
         freeze_at: int = 0,
         deep_stem: bool = False,
+        zero_init_residual: bool = False,
     ) -> None:
         """
         Args:
@@ -44,6 +46,7 @@ class ResNet_CIFAR(ResNet):
             num_classes: adds average pooling and a linear layer, whose output is named "linear".
             freeze_at: how many stages not to train, the stem being the first.
             deep_stem: must be false; there is only the stem of one convolution.
+            zero_init_residual: let each residual branch start as 0, by the scale of its last norm.
         """
         if deep_stem:
             raise ConfigAssertionError(
@@ -56,6 +59,8 @@ class ResNet_CIFAR(ResNet):
             out_features=out_features,
             freeze_at=freeze_at,
         )
+        if zero_init_residual:
+            zero_init.zero_init_residual(self)
 
 
 class CifarStem(CNNBlockBase):

@@ -53,7 +53,7 @@ class SwinTransformer(Backbone):
         embed_dim: int = 96,
         depths: Sequence[int] = (2, 2, 6, 2),
         num_heads: Sequence[int] = (3, 6, 12, 24),
-        window_size: int = 7,
+        window_size: int | Sequence[int] = 7,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
@@ -72,7 +72,7 @@ class SwinTransformer(Backbone):
             pretrain_img_size: side of the images that the positions of ``ape`` are made for.
             embed_dim: channels of the first stage; they double from stage to stage.
             depths: blocks of each stage.
-            window_size: side of windows; every second block shifts them by half.
+            window_size: side of windows, or one for each stage; every second block shifts them by half.
             qk_scale: factor on products of queries and keys, by default one over the square root of a head's channels.
             drop_path_rate: of the last block; the first has 0, those between lie on a line.
             ape: add a learned position to each patch.
@@ -87,6 +87,9 @@ class SwinTransformer(Backbone):
             raise ConfigError(f"MODEL.SWIN.OUT_INDICES is {list(out_indices)}; choose from {list(range(len(depths)))}.")
         if len(num_heads) != len(depths):
             raise ConfigError(f"MODEL.SWIN.NUM_HEADS {list(num_heads)} and DEPTHS {list(depths)} differ in length.")
+        window_sizes = [window_size] * len(depths) if isinstance(window_size, int) else window_size
+        if len(window_sizes) != len(depths):
+            raise ConfigError(f"MODEL.SWIN.WINDOW_SIZE {list(window_size)} and DEPTHS {list(depths)} differ in length.")
         self.pretrain_img_size = pretrain_img_size
         self.num_layers = max(out_indices) + 1
         self.embed_dim = embed_dim
@@ -107,7 +110,7 @@ class SwinTransformer(Backbone):
                 dim=self.num_features[i],
                 depth=depths[i],
                 num_heads=num_heads[i],
-                window_size=window_size,
+                window_size=window_sizes[i],
                 mlp_ratio=mlp_ratio,
                 qkv_bias=qkv_bias,
                 qk_scale=qk_scale,
@@ -141,11 +144,14 @@ class SwinTransformer(Backbone):
         Returns:
             The wanted stages, normalised, by name.
         """
-        x = self.patch_embed(x)  # (B, C, H, W)
-        H, W = x.shape[-2:]
+        return self.encode(self.patch_embed(x))
+
+    def encode(self, patches: Tensor) -> dict[str, Tensor]:
+        """The rest of :meth:`forward`, of patches (B, C, H, W)."""
+        H, W = patches.shape[-2:]
         if self.ape:
-            x = x + F.interpolate(self.absolute_pos_embed, size=(H, W), mode="bicubic")
-        x = self.pos_drop(x.flatten(2).transpose(1, 2))  # (B, H * W, C)
+            patches = patches + F.interpolate(self.absolute_pos_embed, size=(H, W), mode="bicubic")
+        x = self.pos_drop(patches.flatten(2).transpose(1, 2))  # (B, H * W, C)
         outputs = {}
         for i, layer in enumerate(self.layers):
             stage, stage_H, stage_W, x, H, W = layer(x, H, W)

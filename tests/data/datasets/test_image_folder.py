@@ -4,7 +4,13 @@ import pytest
 from PIL import Image
 
 from detlib.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader, get_detection_dataset_dicts
-from detlib.data.datasets import load_image_folder, load_image_list, register_image_folder
+from detlib.data.datasets import (
+    load_image_folder,
+    load_image_list,
+    load_images,
+    register_image_folder,
+    register_images,
+)
 from detlib.utils.errors import ConfigError, DatasetError, MissingFileError
 
 
@@ -65,7 +71,7 @@ def test_empty_class_keeps_its_label_and_is_warned_of(folder, caplog):
     ("paths", "message"),
     [
         (["cat/readme.txt", "dog/"], r"no image in its folders cat, dog; .*\.jpg, \.jpeg, \.png, .*\.tif"),
-        (["1.jpg"], r"no image in a folder; .*name_of_class/image\.jpg.* a list of them, ANNOTATIONS"),
+        (["1.jpg"], r"no image in a folder; .*name_of_class/image\.jpg.* a list of them, ANNOTATIONS; or TYPE: images"),
     ],
 )
 @pytest.mark.parametrize("error", [DatasetError, RuntimeError])
@@ -111,6 +117,27 @@ def test_classes_of_a_missing_folder_are_unknown(tmp_path):
     assert MetadataCatalog.get("pets").get("classes") is None
     with pytest.raises(MissingFileError, match="nowhere"):
         _ = MetadataCatalog.get("pets").classes
+
+
+def test_images_without_labels_are_found_at_any_depth_sorted_by_their_path(folder):
+    root = folder("b.jpg", "a/2.png", "a/c/1.jpg", "readme.txt", ".thumbs/1.jpg", "._b.jpg")
+    assert load_images(root) == [
+        {"file_name": f"{root}/{path}", "image_id": path} for path in ("a/2.png", "a/c/1.jpg", "b.jpg")
+    ]
+
+
+def test_registering_images_without_labels_reads_nothing(folder, tmp_path):
+    register_images("pets", tmp_path / "pets")
+    folder("pets/1.jpg")
+    assert [sample["image_id"] for sample in DatasetCatalog.get("pets")] == ["1.jpg"]
+    assert MetadataCatalog.get("pets").get("classes") is None
+
+
+def test_folder_without_images_and_missing_folder_are_refused(folder):
+    with pytest.raises(RuntimeError, match=r"has no image; expected files that end in \.jpg"):
+        load_images(folder("readme.txt"))
+    with pytest.raises(MissingFileError, match="nowhere"):
+        load_images(folder() + "/nowhere")
 
 
 def write_list(tmp_path, text):

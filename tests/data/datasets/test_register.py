@@ -162,6 +162,13 @@ def test_declared_image_folder_takes_its_classes_from_folders(register, tmp_path
     assert MetadataCatalog.get(NAME).classes == ("oak",)
 
 
+def test_declared_images_need_no_folders_of_classes(register, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/1.jpg").touch()
+    register({"NAME": NAME, "TYPE": "images", "IMAGES": "photos"})
+    assert DatasetCatalog.get(NAME) == [{"file_name": f"{tmp_path}/photos/1.jpg", "image_id": "1.jpg"}]
+
+
 def test_declared_list_of_images_is_looked_for_like_other_files(register, tmp_path):
     (tmp_path / "leaves").mkdir()
     (tmp_path / "leaves/1.jpg").touch()

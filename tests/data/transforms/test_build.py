@@ -74,6 +74,7 @@ def test_augmentation_for_rgb_only_is_refused_for_bgr(name):
         ({"NAME": "CenterCrop"}, ConfigTypeError, "CenterCrop needs SIZE"),
         ({"NAME": "ColorJitter", "HUE": 1}, ConfigError, r"augmentations\[0\]: .*hue at most 0.5"),
         ({"SIZE": 3}, ConfigError, "AUGMENTATION needs a NAME"),
+        ({"NAME": "Resize", "SHAPE": 8, "INTERP": "cubic"}, ConfigError, r"interp is 'cubic'; known: .*bicubic"),
         ("RandomFlip", ConfigError, r"an augmentation is \{NAME: ..., ...\}, got 'RandomFlip'"),
     ],
 )

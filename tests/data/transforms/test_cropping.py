@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
+from PIL import Image
 
 from detlib.data import transforms as T
 
@@ -155,6 +156,22 @@ def test_windows_of_resized_crop_are_within_the_ranges_of_area_and_ratio():
 def test_image_too_long_for_any_window_is_cropped_in_the_middle():
     (crop, _) = T.RandomResizedCrop(8, scale=(1, 1), ratio=(1, 2)).get_transform(black(10, 100)).transforms
     assert (crop.x0, crop.y0, crop.w, crop.h) == (40, 0, 20, 10)
+
+
+def test_ten_windows_are_tried_before_the_middle_is_taken():
+    # 90 % of 100 x 100 pixels fit for ratios below 1.122 (which are rounded to 100 pixels) and above its inverse: for
+    # 0.115 / 0.288 = 40 % of those drawn. That none of ten fits has a probability of 0.6 ** 10 = 0.6 %.
+    policy = T.RandomResizedCrop(8, scale=(0.9, 0.9))
+    crops = [policy.get_transform(black(100, 100)).transforms[0] for _ in range(2000)]
+    assert 4 <= sum((crop.w, crop.h) == (100, 100) for crop in crops) <= 24
+
+
+@pytest.mark.parametrize("interp", [Image.Resampling.BICUBIC, 3, "bicubic", "lanczos", "NEAREST"])
+def test_resized_crop_interpolates_as_told(interp):
+    image = noise(20, 20)
+    resized, _ = T.apply_augmentations([T.RandomResizedCrop(9, scale=(1, 1), ratio=(1, 1), interp=interp)], image)
+    method = Image.Resampling[interp.upper()] if isinstance(interp, str) else interp
+    np.testing.assert_array_equal(resized, np.asarray(Image.fromarray(image).resize((9, 9), method)))
 
 
 def test_resized_crop_moves_boxes_masks_and_polygons_alike():

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from detlib.data import transforms as T
 
@@ -84,6 +85,49 @@ def test_rotation_draws_within_its_range_and_a_center():
     rotation = T.RandomRotation((10, 20), expand=False, center=((0.2, 0.3), (0.2, 0.3))).get_transform(black(10, 20))
     assert 10 <= rotation.angle <= 20
     np.testing.assert_allclose(rotation.center, (4, 3))
+
+
+def test_small_rotation_about_the_middle_keeps_the_size():
+    # DeepCluster turns by up to 2 degrees either way.
+    policy = T.RandomRotation((-2, 2), expand=False)
+    rotations = [policy.get_transform(black(10, 20)) for _ in range(100)]
+    angles = [rotation.angle for rotation in rotations]
+    assert -2 <= min(angles) < -1.8 and 1.8 < max(angles) <= 2
+    assert {tuple(rotation.center) for rotation in rotations} == {(10, 5)}
+    assert rotations[0].apply_image(black(10, 20)).shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda interp: T.Resize(4, interp),
+        lambda interp: T.ResizeShortestEdge(4, interp=interp),
+        lambda interp: T.ResizeScale(1, 1, 4, 4, interp),
+        lambda interp: T.RandomResize([(4, 4)], interp),
+    ],
+)
+def test_resizing_interpolates_as_told_by_number_or_name(make):
+    image = np.random.RandomState(1).randint(0, 256, (9, 9, 3)).astype(np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize((4, 4), Image.Resampling.BICUBIC))
+    for interp in (Image.Resampling.BICUBIC, 3, "bicubic"):
+        np.testing.assert_array_equal(T.apply_augmentations([make(interp)], image)[0], expected)
+
+
+@pytest.mark.parametrize("interp", ["cubic", 9])
+def test_unknown_interpolation_lists_the_known(interp):
+    with pytest.raises(ValueError, match=rf"Resize: interp is {interp!r}; known: nearest \(0\), .*bicubic \(3\)"):
+        T.Resize(4, interp)
+
+
+def test_shorter_side_of_292_and_crop_of_255_keep_the_proportions_and_reach_every_place():
+    # RelativeLoc: 300 x 400 becomes 292 x 389, of which 255 x 255 remain.
+    resize = T.ResizeShortestEdge(292)
+    resized, _ = T.apply_augmentations([resize], black(300, 400))
+    assert resized.shape == (292, 389, 3)
+    crops = [T.RandomCrop("absolute", (255, 255)).get_transform(resized) for _ in range(500)]
+    assert {(crop.w, crop.h) for crop in crops} == {(255, 255)}
+    assert min(crop.x0 for crop in crops) < 5 and 129 < max(crop.x0 for crop in crops) <= 389 - 255
+    assert {crop.y0 for crop in crops} == set(range(292 - 255 + 1))
 
 
 def test_rotation_chooses_among_angles_and_centers():

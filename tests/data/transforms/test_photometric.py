@@ -49,6 +49,19 @@ def test_jitter_changes_order_and_leaves_out_what_has_no_strength():
     np.testing.assert_array_equal(augmented(T.ColorJitter(), COLORS), COLORS)
 
 
+def test_jitter_with_a_probability_is_applied_as_a_whole_or_not_at_all():
+    policy = T.RandomApply(T.ColorJitter(0.4, 0.4, 0.2, 0.1), prob=0.8)
+    transforms = [policy(T.AugInput(COLORS)) for _ in range(500)]
+    applied = [transform for transform in transforms if not isinstance(transform, T.NoOpTransform)]
+    assert 0.75 < len(applied) / 500 < 0.85
+    assert {len(transform.op.keywords["steps"]) for transform in applied} == {4}
+
+
+def test_gray_has_its_probability():
+    kept = [isinstance(T.RandomGrayscale(0.66).get_transform(COLORS), T.NoOpTransform) for _ in range(500)]
+    assert 0.29 < np.mean(kept) < 0.39
+
+
 def test_jitter_does_what_torchvision_does():
     image = noise()
     transform = T.ColorJitter(0.4, 0.4, 0.4, 0.2).get_transform(image)

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torchvision
 
+from detlib.config import get_cfg
 from detlib.layers import FrozenBatchNorm2d
 from detlib.modeling import build_backbone
 from detlib.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResNet
@@ -136,3 +137,23 @@ def test_unknown_output_lists_the_known_ones(tiny_cfg):
 def test_basic_blocks_cannot_be_dilated(tiny_cfg):
     with pytest.raises(ConfigError, match="use a depth of 50 or more"):
         build_backbone(config(tiny_cfg, RES5_DILATION=2))
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_blocks_whose_branches_start_as_0_are_their_shortcuts(depth):
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    options = ["DEPTH", depth, "NORM", "BN", "RES2_OUT_CHANNELS", 8, "STEM_OUT_CHANNELS", 8, "ZERO_INIT_RESIDUAL", True]
+    cfg.MODEL.RESNETS.merge_from_list(options)
+    block = build_backbone(cfg).res2[-1]  # without a projection
+    x = torch.rand(2, 8, 4, 4)
+    assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize(("norm", "found"), [("FrozenBN", "FrozenBatchNorm2d"), ("", "NoneType")])
+def test_branches_without_a_learned_scale_cannot_start_as_0(norm, found):
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.merge_from_list(["DEPTH", 18, "NORM", norm, "ZERO_INIT_RESIDUAL", True])
+    with torch.device("meta"), pytest.raises(ConfigError, match=f"blocks end in {found}, whose scale"):
+        build_backbone(cfg)

@@ -91,3 +91,10 @@ def test_is_built_from_a_config():
 def test_unusable_options_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
         on_meta(**options)
+
+
+def test_branches_start_as_0_if_wanted():
+    last_norms = ["res2.0.conv2.norm.weight", "res5.1.conv2.norm.weight"]
+    weights = ResNet_CIFAR(18, base_channels=4, zero_init_residual=True).state_dict()
+    assert [weights[name].abs().sum() for name in last_norms] == [0, 0]
+    assert ResNet_CIFAR(18, base_channels=4).state_dict()[last_norms[0]].tolist() == [1] * 4

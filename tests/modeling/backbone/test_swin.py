@@ -160,3 +160,14 @@ def test_stages_after_the_last_output_are_not_built():
 def test_unusable_options_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
         swin(**options)
+
+
+def test_windows_may_differ_from_stage_to_stage():
+    model = swin(window_size=(4, 2))
+    assert [layer.window_size for layer in model.layers] == [4, 2]
+    assert model(torch.rand(1, 3, 32, 32))["p1"].shape == (1, 16, 4, 4)
+
+
+def test_windows_for_another_number_of_stages_are_an_error():
+    with pytest.raises(ConfigError, match=r"WINDOW_SIZE \[4, 2, 1\] and DEPTHS \[2, 2\] differ in length"):
+        swin(window_size=(4, 2, 1))

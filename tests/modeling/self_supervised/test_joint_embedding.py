@@ -1,0 +1,135 @@
+"""What all algorithms that compare embeddings have in common, tested on their tiny configs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from detlib.config import get_cfg
+from detlib.engine import SimpleTrainer
+from detlib.modeling import META_ARCH_REGISTRY, build_model
+from detlib.solver import build_optimizer
+from detlib.utils.events import EventStorage
+
+TINY = Path(__file__).parents[3] / "configs" / "SelfSupervised" / "tiny"
+
+# Beside statistics of batch norm, what a loss changes.
+CHANGED_BUFFERS = {
+    "barlow_twins": set(),
+    "byol": {"target_net.num_updates"},
+    "densecl": {
+        "encoder_k.num_updates",
+        "queue.keys",
+        "queue.pointer",
+        "queue2.keys",
+        "queue2.pointer",
+        "head.num_steps",
+    },
+    "moco": {"encoder_k.num_updates", "queue.keys", "queue.pointer"},
+    "mocov3": {"momentum_encoder.num_updates"},
+    "npid": {"memory_bank.features"},
+    "simclr": set(),
+    "simsiam": set(),
+    "swav": {"head.queue", "head.num_steps"},
+}
+
+pytestmark = pytest.mark.parametrize("name", CHANGED_BUFFERS)
+
+
+def read(name):
+    cfg = get_cfg()
+    cfg.merge_from_file(str(TINY / f"{name}.yaml"))
+    return cfg
+
+
+def build(name, seed=0):
+    torch.manual_seed(seed)
+    return build_model(read(name))
+
+
+@pytest.fixture
+def batch(name, samples):
+    return samples(4, sizes=(32, 32, 16, 16) if name == "swav" else (32, 32))
+
+
+def test_config_builds_the_algorithm(name):
+    cfg = read(name)
+    assert type(build(name)) is META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+
+
+def test_losses_are_finite_scalars_that_reach_all_that_learns(name, batch):
+    model = build(name)
+    losses = model(batch)
+    assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    unused = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    frozen = [key for key, p in model.named_parameters() if not p.requires_grad and p.grad is not None]
+    assert (unused, frozen) == ([], [])
+
+
+def test_loss_waits_for_no_value_on_the_device(name, batch):
+    cfg = read(name)
+    cfg.MODEL.DEVICE = "meta"  # where tensors have no values: a branch on one, or a tensor left on the CPU, is an error
+    model = build_model(cfg)
+    losses = model(batch)
+    sum(losses.values()).backward()
+    assert all(loss.device.type == "meta" for loss in losses.values())
+
+
+def test_loss_under_autocast_is_near_that_in_float32(name, batch):
+    model, half = build(name), build(name)
+    torch.manual_seed(2)
+    losses = model(batch)
+    torch.manual_seed(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses_of_half = half(batch)
+    torch.testing.assert_close(losses_of_half, losses, rtol=0.1, atol=0.05)
+    assert all(loss.dtype == torch.float32 for loss in losses_of_half.values())
+
+
+def test_features_of_the_first_view_change_nothing(name, batch):
+    model = build(name).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    features = model(batch)
+    torch.testing.assert_close(features, model.backbone(model.preprocess_views(batch)[0]))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_loss_changes_the_buffers_that_it_should_and_no_others(name, batch):
+    model = build(name)
+    before = {key: value.clone() for key, value in model.named_buffers()}
+    for _ in range(2):
+        model(batch)
+    changed = {key for key, value in model.named_buffers() if not torch.equal(value, before[key])}
+    statistics = {key for key in changed if "running_" in key or "num_batches_tracked" in key}
+    assert changed - statistics == CHANGED_BUFFERS[name]
+
+
+def test_checkpoint_resumes_the_next_loss(name, batch):
+    model, resumed = build(name), build(name, seed=1)
+    for _ in range(2):
+        model(batch)
+    resumed.load_state_dict(model.state_dict())
+    losses = []
+    for each in (model, resumed):
+        torch.manual_seed(2)  # for the negatives of NPID
+        losses.append(each(batch))
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
+
+
+def test_plain_trainer_trains_it(name, batch):
+    model, cfg = build(name), read(name)
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    trainer = SimpleTrainer(model, iter([batch] * 3), build_optimizer(cfg, model))
+    trainer.train(0, 3)
+    unchanged = {key for key, p in model.named_parameters() if torch.equal(p, before[key])}
+    assert unchanged == {key for key in before if "patch_embed" in key}  # that of MoCo v3, and its copy
+    assert trainer.storage.latest()["embedding_spread"][0] > 0
+
+
+def test_spread_of_the_embeddings_is_in_the_log(name, batch):
+    model = build(name)
+    with EventStorage() as storage:
+        model(batch)
+        assert 0 < storage.latest()["embedding_spread"][0] < 1.1

@@ -1,0 +1,160 @@
+"""What MAE, SimMIM and CAE have in common, for the configs that are shipped."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from detlib.config import get_cfg
+from detlib.engine import SimpleTrainer
+from detlib.modeling import build_model
+from detlib.solver import build_lr_scheduler, build_optimizer
+from detlib.utils.events import EventStorage
+
+CONFIGS = Path(__file__).parents[3] / "configs" / "SelfSupervised"
+RECIPES = {
+    "mae": "mae_vit_base_p16_300e.yaml",
+    "simmim": "simmim_swin_base_192_100e.yaml",
+    "cae": "cae_vit_base_p16_300e.yaml",
+}
+GRID = {"mae": 8, "simmim": 16, "cae": 8}
+
+pytestmark = pytest.mark.parametrize("name", RECIPES)
+
+
+def read(file):
+    cfg = get_cfg()
+    cfg.merge_from_file(str(CONFIGS / file))
+    return cfg
+
+
+def build_tiny(name):
+    torch.manual_seed(0)
+    return build_model(read(f"tiny/{name}.yaml"))
+
+
+def samples(name, num_samples=2):
+    """Two different images of 64 pixels, each with a mask of its own that hides a quarter of them."""
+    generator = torch.Generator().manual_seed(0)
+    batch = []
+    for place in range(num_samples):
+        mask = torch.zeros(GRID[name], GRID[name], dtype=torch.uint8)
+        mask[: GRID[name] // 2, place : place + GRID[name] // 2] = 1
+        image = torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8)
+        batch.append({"views": [image], "mask": mask, "target_image": image, "sample_idx": place})
+    return batch
+
+
+def seeded_loss(model, batch):
+    torch.manual_seed(3)
+    return sum(model(batch, mode="loss").values())
+
+
+def test_loss_is_finite_and_reaches_every_trainable_parameter_and_no_other(name):
+    model = build_tiny(name)
+    losses = model(samples(name))
+    assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
+        assert parameter.grad is None or parameter.grad.any(), parameter_name
+
+
+def test_only_teacher_and_tokenizer_are_frozen(name):
+    frozen = {n.split(".")[0] for n, p in build_tiny(name).named_parameters() if not p.requires_grad}
+    assert frozen == ({"teacher", "target_generator"} if name == "cae" else set())
+
+
+def test_mode_is_loss_when_training_and_else_tensor(name):
+    model = build_tiny(name)
+    assert isinstance(model(samples(name)), dict)
+    assert isinstance(model.eval()(samples(name)), torch.Tensor)
+
+
+def test_tensor_and_predict_change_nothing_and_loss_the_teacher_only(name):
+    model = build_tiny(name)
+
+    def changed_by(**kwargs):
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        model(samples(name), **kwargs)
+        return {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+
+    assert changed_by(mode="tensor") == changed_by(mode="predict") == set()
+    assert changed_by() == changed_by() == ({"teacher.num_updates"} if name == "cae" else set())
+
+
+def test_saved_state_goes_on_with_the_same_loss(name):
+    model = build_tiny(name)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    seeded_loss(model, samples(name)).backward()
+    optimizer.step()
+    resumed = build_model(read(f"tiny/{name}.yaml"))
+    resumed.load_state_dict(model.state_dict())
+    assert seeded_loss(resumed, samples(name)) == seeded_loss(model, samples(name))
+
+
+def test_plain_trainer_runs_and_the_log_tells_the_spread(name):
+    cfg = read(f"tiny/{name}.yaml")
+    model = build_tiny(name)
+    before = model.backbone.state_dict()["patch_embed.proj.weight"].clone()
+    trainer = SimpleTrainer(model, [samples(name)] * 3, build_optimizer(cfg, model))
+    trainer.train(0, 3)
+    assert not torch.equal(model.backbone.patch_embed.proj.weight, before)
+    assert 0 < trainer.storage.latest()["embedding_spread"][0] < 2
+
+
+def test_few_steps_on_one_batch_lower_the_loss(name):
+    cfg = read(f"tiny/{name}.yaml")
+    cfg.SOLVER.WARMUP_ITERS = 0
+    model = build_tiny(name)
+    optimizer = build_optimizer(cfg, model)
+    before = seeded_loss(model, samples(name)).item()
+    for _ in range(8):
+        loss = seeded_loss(model, samples(name))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert seeded_loss(model, samples(name)) < 0.95 * before
+
+
+def test_loss_is_float32_and_finite_in_mixed_precision(name):
+    model = build_tiny(name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = seeded_loss(model, samples(name))
+    assert loss.dtype == torch.float32 and loss.isfinite()
+    loss.backward()
+
+
+def test_recipe_decays_matrices_only(name):
+    cfg = read(RECIPES[name])
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = build_model(cfg)
+    decays = {p: group["weight_decay"] for group in build_optimizer(cfg, model).param_groups for p in group["params"]}
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            small = parameter.dim() < 2 or parameter_name.endswith(("_token", "bias_table"))
+            assert decays[parameter] == (0.0 if small else 0.05), parameter_name
+
+
+def test_recipe_warms_up_and_ends_as_published(name):
+    cfg = read(RECIPES[name])
+    images, epochs, warmup_epochs, first, highest, last = {
+        "mae": (4096, 300, 40, 2.4e-6, 2.4e-3, 0.0),
+        "simmim": (2048, 100, 10, 4e-6, 8e-4, 4e-5),
+        "cae": (2048, 300, 10, 1.5e-6, 1.5e-3, 1e-5),
+    }[name]
+    epoch = 1281167 // images
+    assert (images, epochs * epoch) == (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER)
+    scheduler = build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1)], lr=cfg.SOLVER.BASE_LR))
+    lrs = {}
+    for iteration in (0, warmup_epochs * epoch, (warmup_epochs + epochs) * epoch // 2, epochs * epoch):
+        scheduler.last_epoch = iteration
+        lrs[iteration] = scheduler.get_lr()[0]
+    assert list(lrs.values()) == pytest.approx([first, highest, (highest + last) / 2, last])
+
+
+def test_log_has_nothing_but_the_spread_beside_the_losses(name):
+    with EventStorage() as storage:
+        build_tiny(name)(samples(name))
+        assert storage.latest().keys() == {"embedding_spread"}
