@@ -9,6 +9,7 @@ from torch import nn
 from detlib.config import CfgNode
 from detlib.config.component import takes
 from detlib.config.defaults import DEFAULTS
+from detlib.layers import ShapeSpec
 from detlib.modeling.backbone import BACKBONE_REGISTRY, build_backbone, build_bottom_up
 from detlib.modeling.backbone.given_features import GivenFeatures
 from detlib.modeling.head import HEAD_REGISTRY
@@ -71,8 +72,9 @@ class BackbonePart(ConfiguredPart):
 
     def output_shape(self, module: nn.Module, input_shape: Shapes) -> Shapes:
         shapes, stride = module.output_shape(), _stride_of(input_shape)
-        known = stride and all(shape.stride for shape in shapes.values())
-        return {name: replace(x, stride=x.stride * stride if known else None) for name, x in shapes.items()}
+        return {
+            name: replace(x, stride=x.stride * stride if x.stride and stride else None) for name, x in shapes.items()
+        }
 
     def padding(self, module: nn.Module, input_shape: Shapes) -> dict[str, int]:
         stride = _stride_of(input_shape) or 1
@@ -96,6 +98,19 @@ class NeckPart(GraphPart):
     def run(self, module: nn.Module, data: Data, node: NodeConfig) -> Data:
         maps = module(data["feature_dict"])
         return {"feature_dict": maps} if isinstance(maps, Mapping) else {"features": as_list(maps)}
+
+
+class EmbeddingPart(NeckPart):
+    """Necks of one map, the last of the features, as self-supervised learning has them."""
+
+    def build(self, context: BuildContext) -> nn.Module:
+        return construct(self.target, context, in_channels=list(maps_of(context).values())[-1].channels)
+
+    def output_shape(self, module: nn.Module, input_shape: Shapes) -> Shapes:
+        return {"f0": ShapeSpec(channels=module.out_channels)}
+
+    def run(self, module: nn.Module, data: Data, node: NodeConfig) -> Data:
+        return {"features": [module(data["features"][-1])]}
 
 
 class ClassifierPart(GraphPart):
@@ -231,6 +246,12 @@ def _stride_of(input_shape: Shapes) -> int | None:
     return next(iter(input_shape.values())).stride if input_shape else 1
 
 
+def _neck(name: str) -> GraphPart:
+    neck = NECK_REGISTRY.get(name)
+    takes_one = "in_channels" in takes(neck) and "input_shape" not in takes(neck)
+    return (EmbeddingPart if takes_one else NeckPart)(neck)
+
+
 def _head(name: str) -> GraphPart:
     head = HEAD_REGISTRY.get(name)
     return (ClassifierPart if hasattr(head, "loss") and hasattr(head, "predict") else DenseHeadPart)(head)
@@ -242,7 +263,7 @@ def _is_dense_detector(target: Any) -> bool:
 
 _KINDS: tuple[tuple[Registry, Callable[[str], GraphPart]], ...] = (
     (BACKBONE_REGISTRY, BackbonePart),
-    (NECK_REGISTRY, lambda name: NeckPart(NECK_REGISTRY.get(name))),
+    (NECK_REGISTRY, _neck),
     (HEAD_REGISTRY, _head),
     (LOSS_REGISTRY, lambda name: LossPart(LOSS_REGISTRY.get(name))),
     (PROPOSAL_GENERATOR_REGISTRY, ProposalPart),
