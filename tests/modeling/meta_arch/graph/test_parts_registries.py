@@ -51,6 +51,7 @@ KWARGS = {
     "RetinaNetHead": {"conv_dims": [8], "num_classes": 3},
     "FCOSHead": {"conv_dims": [8], "num_classes": 3},
     "LabelSmoothLoss": {"label_smooth_val": 0.1},
+    "MoCoV3ViT": {"embed_dim": 16, "depth": 1, "num_heads": 2, "out_features": ["last_feat"]},
     "NonLinearNeck": {"hid_channels": 8, "out_channels": 8},
 }
 OPTIONS = {
