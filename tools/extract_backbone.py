@@ -15,6 +15,7 @@ from detlib.checkpoint.detection_checkpoint import WRAPPER_PREFIXES
 from detlib.checkpoint.files import local_path, missing_checkpoint, read_checkpoint, write_atomically
 from detlib.checkpoint.torchvision_names import from_torchvision_names, torchvision_family
 from detlib.engine.setup import run_tool
+from detlib.modeling.self_supervised.vision_transformer import plain_vit_weights
 from detlib.utils.errors import CheckpointError, ConfigError
 from detlib.utils.file_io import PathManager
 
@@ -43,9 +44,11 @@ def rename_torchvision(weights: Weights) -> Weights:
 
 
 # What backbones are recognised by whose weights detectors know under other names or in another form, and what makes
-# them such. A plain ViT with separate biases of queries and values (CAE) belongs here too.
+# them such.
 CONVERSIONS: list[tuple[Callable[[Weights], bool], Callable[[Weights], Weights]]] = [
     (lambda weights: torchvision_family(weights) is not None, rename_torchvision),
+    # CAE's ViT: factors of branches, separate biases of queries and values.
+    (lambda weights: any(name.endswith((".gamma_1", ".q_bias")) for name in weights), plain_vit_weights),
 ]
 
 

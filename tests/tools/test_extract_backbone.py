@@ -3,6 +3,8 @@ import torch
 
 from detlib.checkpoint import DetectionCheckpointer
 from detlib.modeling import build_model
+from detlib.modeling.self_supervised.cae import CAEViT
+from detlib.modeling.self_supervised.vision_transformer import plain_vit_weights
 
 
 @pytest.fixture
@@ -120,3 +122,13 @@ def test_mistakes_are_told_in_one_line(call_tool, pretrained, args, message, tmp
     (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert message in line
     assert not (tmp_path / "a.pth").exists()
+
+
+def test_vit_of_cae_becomes_a_plain_one(call_tool, tmp_path):
+    vit = CAEViT(img_size=32, patch_size=16, embed_dim=8, depth=1, num_heads=2)
+    torch.save({"model": {f"backbone.{name}": value for name, value in vit.state_dict().items()}}, tmp_path / "cae.pth")
+    done = call_tool("extract_backbone", "cae.pth", "extracted.pth")
+    assert done.status == 0, done.err
+    names = torch.load(tmp_path / "extracted.pth", weights_only=True)["model"].keys()
+    assert names == plain_vit_weights(vit.state_dict()).keys()
+    assert "blocks.0.attn.qkv.bias" in names and not any("gamma" in name or "cls_token" in name for name in names)
