@@ -331,9 +331,18 @@ class DefaultTrainer(TrainerBase):
 
 
 def _warn_of_frozen_layers(model: nn.Module) -> None:
-    """Warn of those that no checkpoint is given for."""
+    """Warn of those that no checkpoint is given for, other than in modules that are ``frozen_on_purpose``.
+
+    These are, for instance, momentum encoders.
+    """
     loaded = tuple(f"{name}." for name in getattr(model, "part_weights", {}))
-    frozen = [n for n, p in model.named_parameters() if not p.requires_grad and not n.startswith(loaded)]
+    modules = [module for module in model.modules() if getattr(module, "frozen_on_purpose", False)]
+    meant = {parameter for module in modules for parameter in module.parameters()}
+    frozen = [
+        name
+        for name, p in model.named_parameters()
+        if not p.requires_grad and p not in meant and not name.startswith(loaded)
+    ]
     if not frozen:
         return
     if hasattr(model, "part_weights"):

@@ -92,6 +92,14 @@ def test_frozen_layers_without_weights_are_warned_of(cfg, log):
     assert "they stay random" in log.text and "MODEL.BACKBONE.FREEZE_AT=0" in log.text
 
 
+def test_layers_that_are_frozen_on_purpose_are_not_warned_of(cfg, log):
+    trainer = ToyTrainer(cfg)
+    trainer.model.weight.requires_grad = False
+    trainer.model.frozen_on_purpose = True
+    trainer.resume_or_load(resume=False)
+    assert "frozen" not in log.text
+
+
 def test_checkpoint_in_the_layout_of_older_versions_resumes(cfg):
     trainer = ToyTrainer(cfg)
     optimizer = trainer.optimizer.state_dict()

@@ -58,6 +58,7 @@ class CAE(SelfSupModel):
             )
         self.teacher = teacher
         self.target_generator = target_generator.requires_grad_(False)
+        self.target_generator.frozen_on_purpose = True  # It has a file of its own.
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

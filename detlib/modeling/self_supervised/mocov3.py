@@ -112,3 +112,4 @@ class MoCoV3ViT(VisionTransformer):
         nn.init.normal_(self.cls_token, std=1e-6)
         if stop_grad_conv1:
             self.patch_embed.requires_grad_(False)
+            self.patch_embed.frozen_on_purpose = True

@@ -20,7 +20,10 @@ class MomentumEncoder(nn.Module):
 
     Attributes:
         num_updates: so far, in the checkpoint, as the schedule depends on it.
+        frozen_on_purpose: tells the trainer that these layers need no weights to be loaded.
     """
+
+    frozen_on_purpose = True
 
     def __init__(
         self,

@@ -130,6 +130,14 @@ def test_plain_trainer_trains_it(name, batch):
     assert trainer.storage.latest()["embedding_spread"][0] > 0
 
 
+def test_all_that_does_not_learn_says_that_it_is_meant_to(name):
+    model = build(name)
+    meant = {
+        p for module in model.modules() if getattr(module, "frozen_on_purpose", False) for p in module.parameters()
+    }
+    assert meant == {p for p in model.parameters() if not p.requires_grad}
+
+
 def test_spread_of_the_embeddings_is_in_the_log(name, batch):
     model = build(name)
     with EventStorage() as storage:
