@@ -329,7 +329,7 @@ class TensorboardXWriter(EventWriter):
 
 
 class CommonMetricPrinter(EventWriter):
-    """Logs the line that one watches: time left, iteration, losses and accuracies, speed, learning rate and memory.
+    """Logs the line that one watches: time left, iteration, losses, accuracies and spreads, speed, rate and memory.
 
     Args:
         max_iter: Number of iterations of the run, for the time left.
@@ -386,5 +386,5 @@ class CommonMetricPrinter(EventWriter):
 
 
 def _is_watched(name: str) -> bool:
-    """Whether a scalar is a loss or the accuracy of a classifier."""
-    return "loss" in name or name.endswith("_acc")
+    """Whether a scalar is a loss, the accuracy of a classifier, or the spread of embeddings, which shows a collapse."""
+    return "loss" in name or name.endswith(("_acc", "_spread"))

@@ -185,7 +185,13 @@ def test_printed_line_tells_eta_losses_times_and_rate(caplog):
     with EventStorage(0) as storage, caplog.at_level(logging.INFO):
         for _ in range(3):
             storage.put_scalars(
-                total_loss=1.25, loss_cls=torch.tensor(1.0), top1_acc=50.0, num_fg=3, time=2.0, data_time=0.5
+                total_loss=1.25,
+                loss_cls=torch.tensor(1.0),
+                top1_acc=50.0,
+                embedding_spread=0.9,
+                num_fg=3,
+                time=2.0,
+                data_time=0.5,
             )
             storage.put_scalar("lr", 0.01, smoothing_hint=False)
             storage.step()
@@ -199,6 +205,7 @@ def test_printed_line_tells_eta_losses_times_and_rate(caplog):
         "total_loss: 1.25",
         "loss_cls: 1",
         "top1_acc: 50",
+        "embedding_spread: 0.9",
         "time: 2.0000",
         "last_time: 2.0000",
         "data_time: 0.5000",
