@@ -26,6 +26,7 @@ from detlib.engine.setup import (
     default_argument_parser,
     default_setup,
     default_writers,
+    with_memory_length,
 )
 from detlib.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from detlib.engine.training_state import unwrap_model
@@ -123,6 +124,7 @@ class DefaultTrainer(TrainerBase):
             setup_logger()
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         register_datasets(cfg)
+        cfg = with_memory_length(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)

@@ -1,6 +1,7 @@
 """What a training or evaluation program does before and around its work."""
 
 import argparse
+import inspect
 import logging
 import os
 import shlex
@@ -12,15 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import IterableDataset
 
 from detlib.config import CfgNode, import_custom_modules, set_global_cfg
-from detlib.data import DatasetCatalog, MetadataCatalog
+from detlib.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detlib.data.datasets.register import register_datasets
 from detlib.modeling.meta_arch.build import ClassOption, class_options
+from detlib.modeling.self_supervised import MEMORY_REGISTRY
 from detlib.utils import comm
 from detlib.utils.collect_env import collect_env_info
 from detlib.utils.env import seed_all_rng
-from detlib.utils.errors import ConfigError, DetlibError
+from detlib.utils.errors import ConfigError, DatasetError, DetlibError
 from detlib.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from detlib.utils.file_io import PathManager
 from detlib.utils.logger import setup_logger
@@ -32,6 +35,7 @@ __all__ = [
     "default_setup",
     "default_writers",
     "run_tool",
+    "with_memory_length",
 ]
 
 logger = logging.getLogger(__name__)
@@ -205,6 +209,35 @@ def _check_num_classes(cfg: CfgNode, option: ClassOption) -> None:
 
 def _listed(classes: Sequence[str]) -> str:
     return ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+
+
+def with_memory_length(cfg: CfgNode) -> CfgNode:
+    """The config with ``MODEL.SSL.MEMORY.LENGTH``, the number of samples of DATASETS.TRAIN, if a memory is to have it.
+
+    Raises:
+        ConfigError: the config says another number.
+        DatasetError: the data is a stream.
+    """
+    memory = cfg.MODEL.SSL.MEMORY
+    name, length = memory.get("NAME"), memory.get("LENGTH", 0)
+    if name not in MEMORY_REGISTRY or "length" not in inspect.signature(MEMORY_REGISTRY.get(name)).parameters:
+        return cfg
+    is_known = cfg.DATASETS.TRAIN and set(cfg.DATASETS.TRAIN) <= set(DatasetCatalog.list())
+    if length and not is_known:  # A project may feed its own loader.
+        return cfg
+    dataset = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False, check_consistency=False)
+    if isinstance(dataset, IterableDataset):
+        raise DatasetError(f"{name} remembers samples by their place in the dataset, got an IterableDataset")
+    if length not in (0, len(dataset)):
+        raise ConfigError(
+            f"MODEL.SSL.MEMORY.LENGTH is {length}, but DATASETS.TRAIN has {len(dataset)} samples; leave it out"
+        )
+    filled = cfg.clone()
+    filled.defrost()
+    filled.MODEL.SSL.MEMORY.LENGTH = len(dataset)
+    if cfg.is_frozen():
+        filled.freeze()
+    return filled
 
 
 def run_tool(main: Callable[[], Any]) -> None:

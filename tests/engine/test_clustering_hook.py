@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from torch import nn
 
 from detlib.config import CfgNode, get_cfg
 from detlib.data import DatasetCatalog
+from detlib.data.samplers import UniformClusterSampler
 from detlib.engine import DefaultTrainer
 from detlib.engine.clustering_hook import ClusteringHook, build_clustering_hook
 from detlib.modeling import build_model
@@ -31,7 +34,7 @@ def cfg(tmp_path):
     ssl = {
         "NECK": {"NAME": "AvgPool2dNeck"},
         "HEAD": {"NAME": "LinearClsHead", "NUM_CLASSES": 3},
-        "MEMORY": {"NAME": "PseudoLabels", "LENGTH": NUM_SAMPLES},
+        "MEMORY": {"NAME": "PseudoLabels"},
     }
     cfg.MODEL.merge_from_other_cfg(CfgNode({"BACKBONE": backbone, "SSL": ssl}))
     cfg.DATASETS.TRAIN = ("clustered",)
@@ -66,7 +69,7 @@ def test_deepcluster_clusters_before_training_and_after_each_epoch_but_the_last(
 def test_odc_clusters_once(cfg, calls):
     cfg.MODEL.META_ARCHITECTURE = "ODC"
     cfg.MODEL.SSL.NECK = CfgNode({"NAME": "ODCNeck", "HID_CHANNELS": 8, "OUT_CHANNELS": 4})
-    cfg.MODEL.SSL.MEMORY = CfgNode({"NAME": "ODCMemory", "LENGTH": NUM_SAMPLES, "MIN_CLUSTER": 2})
+    cfg.MODEL.SSL.MEMORY = CfgNode({"NAME": "ODCMemory", "MIN_CLUSTER": 2})
     cfg.DATALOADER.SAMPLER_TRAIN = "ReplacementSampler"
     trainer = DefaultTrainer(cfg)
     trainer.train()
@@ -75,6 +78,7 @@ def test_odc_clusters_once(cfg, calls):
 
 
 def test_features_are_in_the_order_of_the_dataset_and_of_the_whole_network_in_evaluation_mode(cfg):
+    cfg.MODEL.SSL.MEMORY.LENGTH = NUM_SAMPLES
     model = build_model(cfg)
     hook = build_clustering_hook(cfg, model)
     model.backbone.stem.eval()
@@ -107,7 +111,7 @@ def test_next_batches_are_drawn_from_the_new_clusters(cfg, num_workers):
     next(loading._data_loader_iter)  # Workers have loaded more already.
     # The sample 0 has a cluster of its own, and hence half of the draws: at least 5 of 12.
     trainer.model.memory_bank.label_bank.copy_(torch.tensor([0] + [1] * 11))
-    hook._tell_sampler()
+    hook._tell_sampler(num_steps=0)
     drawn = [sample["sample_idx"] for _ in range(3) for sample in next(loading._data_loader_iter)]
     loading.reset_data_loader(list)  # ends the workers
     assert drawn.count(0) >= 5
@@ -120,7 +124,7 @@ def test_another_sampler_stays(cfg, calls):
     assert calls == [0, 2, 5]
 
 
-def test_resumed_training_goes_on_with_its_labels(cfg, calls):
+def test_resumed_training_goes_on_with_its_labels(cfg, calls, monkeypatch):
     cfg.SOLVER.CHECKPOINT_PERIOD = 4
     trainer = DefaultTrainer(cfg)
     trainer.max_iter = 4
@@ -132,8 +136,16 @@ def test_resumed_training_goes_on_with_its_labels(cfg, calls):
     resumed.resume_or_load(resume=True)
     assert torch.equal(resumed.model.memory_bank.label_bank, labels)
     calls.clear()
+    told = []
+
+    def set_labels(self, labels, epoch):
+        told.append((epoch, labels.tolist()))
+
+    monkeypatch.setattr(UniformClusterSampler, "set_labels", set_labels)
     resumed.train()
     assert calls == [5]
+    assert [epoch for epoch, _ in told] == [1, 2]
+    assert told[0][1] == labels.tolist()
 
 
 def test_checkpoint_at_the_end_of_an_epoch_has_the_labels_of_the_next(cfg):
@@ -145,9 +157,26 @@ def test_checkpoint_at_the_end_of_an_epoch_has_the_labels_of_the_next(cfg):
 
 
 def test_memory_for_another_number_of_samples_is_an_error(cfg):
+    with pytest.raises(ConfigError, match=r"is for 0 samples, but DATASETS.TRAIN has 12; build .* with_memory_length"):
+        build_clustering_hook(cfg, build_model(cfg))
     cfg.MODEL.SSL.MEMORY.LENGTH = 13
-    with pytest.raises(ConfigError, match=r"MODEL.SSL.MEMORY.LENGTH is 13, but DATASETS.TRAIN has 12 samples"):
+    with pytest.raises(ConfigError, match=r"MODEL.SSL.MEMORY.LENGTH is 13, but DATASETS.TRAIN has 12 samples; leave"):
         DefaultTrainer(cfg)
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(5, [0, 1, 3]), (20, [0, 0, 1, 2, 3])])
+def test_epoch_has_the_full_batches_of_the_dataset_and_at_least_one(cfg, calls, batch_size, expected):
+    cfg.SOLVER.IMS_PER_BATCH = batch_size
+    cfg.SOLVER.MAX_ITER = 5
+    DefaultTrainer(cfg).train()
+    assert calls == expected
+
+
+def test_time_of_a_clustering_is_in_the_log(cfg, caplog):
+    cfg.SOLVER.MAX_ITER = 1
+    with caplog.at_level("INFO", logger="detlib"):
+        DefaultTrainer(cfg).train()
+    assert re.search(r"Clustered 12 samples in \d+\.\d s: 3 clusters have members, the largest one \d+\.", caplog.text)
 
 
 def test_other_models_have_no_such_hook(cfg):

@@ -6,11 +6,12 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torch.utils.data import IterableDataset
 
-from detlib.config import get_cfg
+from detlib.config import CfgNode, get_cfg
 from detlib.data import DatasetCatalog, MetadataCatalog
 from detlib.engine import create_ddp_model, default_argument_parser, default_setup, default_writers
-from detlib.engine.setup import check_num_classes, run_tool
+from detlib.engine.setup import check_num_classes, run_tool, with_memory_length
 from detlib.utils.errors import ConfigError, DatasetError
 
 
@@ -278,3 +279,45 @@ def test_error_in_a_loader_worker_is_one_line_without_its_traceback(capsys):
     with pytest.raises(SystemExit):
         run_tool(main)
     assert capsys.readouterr().err == "error: a.jpg is damaged\n"
+
+
+@pytest.fixture
+def remembering():
+    """A config with a memory of the 3 samples of a dataset, one of which has no object."""
+    samples = [{"file_name": f"{i}.png", "annotations": [{"category_id": 0}] * (i > 0)} for i in range(3)]
+    DatasetCatalog.register("three_samples", lambda: samples)
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN = ("three_samples",)
+    cfg.MODEL.SSL.MEMORY = CfgNode({"NAME": "SimpleMemory"})
+    yield cfg
+    DatasetCatalog.remove("three_samples")
+
+
+def test_memory_gets_the_number_of_samples(remembering):
+    remembering.freeze()
+    cfg = with_memory_length(remembering)
+    assert cfg.MODEL.SSL.MEMORY.LENGTH == 3
+    assert cfg.is_frozen() and "LENGTH" not in remembering.MODEL.SSL.MEMORY
+
+
+def test_memory_of_another_number_of_samples_is_an_error(remembering):
+    remembering.MODEL.SSL.MEMORY.LENGTH = 4
+    with pytest.raises(ConfigError, match=r"MODEL.SSL.MEMORY.LENGTH is 4, but DATASETS.TRAIN has 3 samples; leave it"):
+        with_memory_length(remembering)
+    remembering.DATASETS.TRAIN = ()  # The project feeds its own loader.
+    assert with_memory_length(remembering) is remembering
+
+
+def test_memory_of_a_stream_is_an_error(remembering, monkeypatch):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([])
+
+    monkeypatch.setitem(DatasetCatalog.data, "three_samples", Stream)
+    with pytest.raises(DatasetError, match="SimpleMemory remembers samples by their place in the dataset, got an It"):
+        with_memory_length(remembering)
+
+
+def test_no_memory_needs_no_length():
+    cfg = get_cfg()
+    assert with_memory_length(cfg) is cfg

@@ -35,16 +35,16 @@ class UniformClusterSampler(TrainingSampler):
     def from_config(cls, cfg: CfgNode, dataset: list[Any] | Dataset) -> dict[str, Any]:
         return {"size": len(dataset)}
 
-    def set_labels(self, labels: Sequence[int]) -> None:
-        """Draw from now on as a :class:`UniformClassSampler`, in another order each time that this is called.
+    def set_labels(self, labels: Sequence[int], epoch: int = 0) -> None:
+        """Draw from now on as a :class:`UniformClassSampler`.
 
         Args:
             labels: the cluster of each sample; the same in all processes.
+            epoch: that begins; the order is another one in each.
         """
         if len(labels) != self._size:
             raise ValueError(f"{len(labels)} labels came for {self._size} samples; a label is needed for each")
-        self._seed += 1
-        self._by_cluster = UniformClassSampler(labels, seed=self._seed)
+        self._by_cluster = UniformClassSampler(labels, seed=self._seed + epoch)
 
     def _infinite_indices(self) -> Iterator[int]:
         yield from (super() if self._by_cluster is None else self._by_cluster)._infinite_indices()

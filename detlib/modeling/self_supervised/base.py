@@ -3,6 +3,7 @@
 Shapes: N samples, V views of each, of H x W pixels; C channels of the features, d of the embeddings.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,10 +32,12 @@ class SelfSupModel(PreprocessesImages, nn.Module):
     Attributes:
         num_views: how many views of each sample the loss needs.
         views_example: what gives them in INPUT.VIEWS, for the message of an error.
+        needs: sections of MODEL.SSL that must name something.
     """
 
     num_views = 1
     views_example = "{{COUNT: {num_views}, AUGMENTATIONS: [...]}}"
+    needs: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class SelfSupModel(PreprocessesImages, nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return ssl_parts(cfg)
+        return ssl_parts(cfg, cls.needs)
 
     def forward(self, batched_inputs: list[dict[str, Any]], mode: str | None = None) -> Any:
         """
@@ -140,8 +143,17 @@ class SelfSupModel(PreprocessesImages, nn.Module):
         return self.preprocessor([{"image": image} for image in images]).tensor
 
 
-def ssl_parts(cfg: CfgNode) -> dict[str, Any]:
-    """The arguments that every algorithm has: what MODEL.BACKBONE and MODEL.SSL name."""
+def ssl_parts(cfg: CfgNode, needs: Sequence[str] = ()) -> dict[str, Any]:
+    """The arguments that every algorithm has: what MODEL.BACKBONE and MODEL.SSL name.
+
+    Args:
+        needs: sections of MODEL.SSL that must name something.
+    """
+    if missing := [f"MODEL.SSL.{part}" for part in needs if not cfg.MODEL.SSL[part].get("NAME")]:
+        raise ConfigError(
+            f"{cfg.MODEL.META_ARCHITECTURE} needs {', '.join(missing)}, as {{NAME: ...}}; the configs in "
+            "configs/SelfSupervised have an example"
+        )
     backbone = build_backbone(cfg)
     shapes = backbone.output_shape()
     in_feature = cfg.MODEL.SSL.IN_FEATURE or list(shapes)[-1]

@@ -77,8 +77,8 @@ def kmeans(features: Tensor, num_clusters: int, num_iters: int = 20, seed: int =
 
 
 def check_num_samples(num_samples: int, num_clusters: int) -> None:
-    """Raise a ConfigError if clusters must stay without members."""
-    if num_samples < num_clusters:
+    """Raise a ConfigError if there are samples, but fewer than clusters, some of which would stay without members."""
+    if 0 < num_samples < num_clusters:
         raise ConfigError(
             f"{num_samples} samples cannot fill {num_clusters} clusters; set NUM_CLASSES of MODEL.SSL.HEAD to "
             f"{num_samples} or less"

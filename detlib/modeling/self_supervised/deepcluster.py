@@ -66,7 +66,7 @@ class PseudoLabels(nn.Module):
     ) -> None:
         """
         Args:
-            length: n, the number of samples of the dataset.
+            length: n, the number of samples of the dataset; 0 where there is no loss.
             num_classes: K.
             num_components: of the features that k-means takes.
             num_iters: of k-means.

@@ -17,7 +17,7 @@ __all__ = ["MEMORY_REGISTRY", "KeyQueue", "SimpleMemory", "last_of_equal"]
 MEMORY_REGISTRY = Registry("MEMORY")
 MEMORY_REGISTRY.__doc__ = """
 Memories of earlier samples: modules built by `build_component` that keep what they remember in buffers, so that
-checkpoints have it.
+checkpoints have it. The ``length`` of those with a place for each sample of the dataset is filled in by DefaultTrainer.
 """
 
 
@@ -85,15 +85,15 @@ class SimpleMemory(nn.Module):
     ) -> None:
         """
         Args:
-            length: n, the number of samples of the dataset.
+            length: n, the number of samples of the dataset; 0 where there is no loss.
             channels: d.
             momentum: weight of the new embedding in the average.
             num_negatives: how many other samples :meth:`similarities` compares each with.
             ensure_neg: never compare a sample with itself as if it were another.
         """
         super().__init__()
-        if length < 2:
-            raise ConfigError(f"the LENGTH of MODEL.SSL.MEMORY is {length}; it must be that of the dataset, 2 or more")
+        if length == 1:
+            raise ConfigError("MODEL.SSL.MEMORY is of one sample, which has no negatives; DATASETS.TRAIN needs more")
         self.momentum = momentum
         self.num_negatives = num_negatives
         self.ensure_neg = ensure_neg

@@ -25,6 +25,8 @@ __all__ = ["NCE", "NPID"]
 class NPID(SelfSupModel):
     """One view of each sample, whose ``sample_idx`` is its class; the head is a ContrastiveHead."""
 
+    needs = ("NECK", "HEAD", "MEMORY")
+
     @configurable
     def __init__(self, *, memory_bank: SimpleMemory, **parts: Any) -> None:
         """
@@ -37,9 +39,9 @@ class NPID(SelfSupModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        parts = ssl_parts(cfg)
-        memory = build_component(MEMORY_REGISTRY, cfg.MODEL.SSL.MEMORY, channels=parts["neck"].out_channels)
-        return {**parts, "memory_bank": memory}
+        parts = ssl_parts(cfg, cls.needs)
+        offers = {"channels": parts["neck"].out_channels, "length": 0}
+        return {**parts, "memory_bank": build_component(MEMORY_REGISTRY, cfg.MODEL.SSL.MEMORY, **offers)}
 
     def loss(self, views: list[Tensor], samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """``loss``: the class of the sample against K others (eq. 2, its sum over a random part of the dataset)."""

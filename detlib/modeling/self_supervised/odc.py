@@ -109,7 +109,7 @@ class ODCMemory(nn.Module):
     ) -> None:
         """
         Args:
-            length: n, the number of samples of the dataset.
+            length: n, the number of samples of the dataset; 0 where there is no loss.
             channels: d.
             num_classes: K.
             momentum: weight of a new embedding in the average.

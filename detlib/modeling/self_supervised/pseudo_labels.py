@@ -19,7 +19,7 @@ __all__ = ["PseudoLabelModel"]
 class PseudoLabelModel(SelfSupModel):
     """One view of each sample, whose class is the cluster that its memory says; the head is a LinearClsHead.
 
-    The memory is of MEMORY_REGISTRY, where it is built with ``channels`` and ``num_classes`` offered. It has the
+    The memory is of MEMORY_REGISTRY, built with ``channels``, ``num_classes`` and ``length`` offered. It has the
     buffers ``label_bank``, (n,) clusters or -1 before the first clustering, and ``class_weights`` (K,), and a method
     ``cluster(features)``. The hook :class:`~detlib.engine.clustering_hook.ClusteringHook` calls that of the model.
 
@@ -27,6 +27,7 @@ class PseudoLabelModel(SelfSupModel):
         clusters_every_epoch: whether the hook clusters before each epoch, or once, before the first.
     """
 
+    needs = ("HEAD", "MEMORY")
     clusters_every_epoch = False
 
     def __init__(self, *, memory_bank: nn.Module, **parts: Any) -> None:
@@ -41,14 +42,16 @@ class PseudoLabelModel(SelfSupModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        parts = ssl_parts(cfg)
-        offers = {"channels": parts["head"].fc.in_features, "num_classes": parts["head"].fc.out_features}
+        parts = ssl_parts(cfg, cls.needs)
+        fc = parts["head"].fc
+        offers = {"channels": fc.in_features, "num_classes": fc.out_features, "length": 0}
         return {**parts, "memory_bank": build_component(MEMORY_REGISTRY, cfg.MODEL.SSL.MEMORY, **offers)}
 
     @property
     def is_clustered(self) -> bool:
         """Whether there are labels, from a clustering or from a checkpoint."""
-        return bool((self.memory_bank.label_bank >= 0).all())
+        labels = self.memory_bank.label_bank
+        return len(labels) > 0 and bool((labels >= 0).all())
 
     def embeddings(self, images: Tensor) -> Tensor:
         """What the head takes, (N, C), of normalised images (N, 3, H, W)."""

@@ -28,6 +28,7 @@ class RelativeLoc(SelfSupModel):
     """
 
     num_views = 9
+    needs = ("NECK", "HEAD")
     views_example = "{{AUGMENTATIONS: [...], SPLIT: {{NAME: GridPatches}}}}"
 
     @configurable
@@ -56,14 +57,18 @@ class RelativeLoc(SelfSupModel):
 
     def embeddings(self, views: list[Tensor]) -> Tensor:
         """What the neck makes of the pairs, those of one sample after the other: (8N, d)."""
-        if len(views) < 2:
+        num_pairs = len(views) - 1  # of a sample
+        if num_pairs < 1:
             raise DatasetError(
                 "RelativeLoc compares patches, but one view came; set SPLIT: {NAME: GridPatches} in INPUT.VIEWS"
             )
-        neighbours = _neighbours(views)  # (8N, 3, H, W)
-        # The image is repeated, not its features, so that batch norm sees both halves of a pair equally often.
-        middles = views[0].repeat_interleave(len(views) - 1, dim=0)
-        return self.neck(torch.cat([self.feature_map(neighbours), self.feature_map(middles)], dim=1))
+        neighbours = self.feature_map(_neighbours(views))  # (8N, C, h, w)
+        if self.training:
+            # The image is repeated, not its features, so that batch norm sees both halves of a pair equally often.
+            middles = self.feature_map(views[0].repeat_interleave(num_pairs, dim=0))
+        else:
+            middles = self.feature_map(views[0]).repeat_interleave(num_pairs, dim=0)
+        return self.neck(torch.cat([neighbours, middles], dim=1))
 
 
 def _neighbours(views: list[Tensor]) -> Tensor:

@@ -25,6 +25,7 @@ class RotationPred(SelfSupModel):
     """
 
     num_views = 4
+    needs = ("HEAD",)
     views_example = "{{AUGMENTATIONS: [...], SPLIT: {{NAME: QuarterTurns}}}}"
 
     @configurable

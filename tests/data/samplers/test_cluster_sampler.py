@@ -21,20 +21,22 @@ def test_clusters_of_1_3_and_8_samples_have_at_most_5_draws_in_a_pass_of_12():
     sampler = UniformClusterSampler(12, seed=0)
     labels = torch.tensor([0] + [1] * 3 + [2] * 8).numpy()
     sampler.set_labels(labels)
-    draws = Counter(labels[first(sampler, 12)].tolist())
-    assert sum(draws.values()) == 12
-    assert set(draws) == {0, 1, 2}
-    assert max(draws.values()) <= 5  # 12 // 3 + 1
+    draws = first(sampler, 240)
+    passes = [Counter(labels[draws[i : i + 12]].tolist()) for i in range(0, 240, 12)]
+    # 12 // 3 + 1 of each, of which 3 of all are cut off.
+    assert all(set(draws) == {0, 1, 2} for draws in passes)
+    assert max(max(draws.values()) for draws in passes) == 5
 
 
-def test_each_setting_of_labels_draws_in_another_order():
+def test_each_epoch_draws_in_an_order_of_its_own_also_after_resuming():
+    def order(sampler, epoch):
+        sampler.set_labels([0] * 20, epoch)
+        return first(sampler, 20)
+
     sampler = UniformClusterSampler(20, seed=0)
-    orders = []
-    for _ in range(2):
-        sampler.set_labels([0] * 20)
-        orders.append(first(sampler, 20))
-    assert orders[0] != orders[1]
-    assert first(sampler, 20) == orders[1]
+    orders = [order(sampler, epoch) for epoch in range(3)]
+    assert orders[0] != orders[1] != orders[2]
+    assert order(UniformClusterSampler(20, seed=0), 2) == orders[2]
 
 
 def test_processes_share_the_draws(monkeypatch):

@@ -66,6 +66,13 @@ def test_directions_without_variance_are_not_magnified():
     assert pca_whiten(torch.full((4, 3), 2.0), 2).isfinite().all()
 
 
+def test_rounding_errors_are_not_magnified():
+    x = normal(100, 2)
+    x = torch.cat([x, x.sum(dim=1, keepdim=True) / 3], dim=1)  # but for rounding, a plane
+    white = pca_whiten(x, 3)
+    assert white[:, 2].abs().max() < 0.01 < 1 < white[:, 1].abs().max()
+
+
 def test_there_are_no_more_components_than_channels():
     assert pca_whiten(normal(20, 3), 256).shape == (20, 3)
 

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from detlib.config import get_cfg
 from detlib.modeling import build_backbone, build_model
 from detlib.modeling.self_supervised import PseudoLabels
+from detlib.modeling.self_supervised.clustering import kmeans, pca_whiten
 from detlib.modeling.self_supervised.deepcluster import sobel
 from detlib.utils.errors import ConfigError, DatasetError
 
@@ -128,6 +129,32 @@ def test_clusters_are_of_whitened_features():
     # One component, normalised, is its sign.
     signs = (x[:, 1] > x[:, 1].mean()).long()
     assert torch.equal(memory.label_bank, signs) or torch.equal(memory.label_bank, 1 - signs)
+
+
+def test_each_clustering_draws_other_centroids_and_takes_its_iterations():
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    unit = F.normalize(pca_whiten(x, 4), dim=1)
+    memory = PseudoLabels(length=200, num_classes=10, num_components=4, num_iters=3)
+    for seed in range(2):
+        memory.cluster(x)
+        assert torch.equal(memory.label_bank, kmeans(unit, 10, 3, seed))
+    assert not torch.equal(kmeans(unit, 10, 3, 0), kmeans(unit, 10, 3, 1))
+    assert not torch.equal(kmeans(unit, 10, 3, 1), kmeans(unit, 10, 20, 1))
+
+
+@pytest.mark.parametrize(("part", "other"), [("HEAD", "MEMORY"), ("MEMORY", "HEAD")])
+def test_a_missing_part_is_an_error_that_names_its_section(ssl_cfg, part, other):
+    parts = {"HEAD": {"NAME": "LinearClsHead", "NUM_CLASSES": 3}, "MEMORY": {"NAME": "PseudoLabels"}}
+    with pytest.raises(ConfigError, match=rf"DeepCluster needs MODEL.SSL.{part}, as {{NAME"):
+        build_model(ssl_cfg("DeepCluster", **{other: parts[other]}))
+
+
+def test_without_samples_it_predicts_and_a_loss_says_what_is_missing(deepcluster, samples):
+    model = deepcluster(LENGTH=0)
+    assert model.eval()(samples(2), mode="predict")[0]["scores"].shape == (3,)
+    assert not model.is_clustered
+    with pytest.raises(DatasetError, match=r"a sample_idx is 0, but MODEL.SSL.MEMORY remembers 0 samples"):
+        model.train()(samples(2))
 
 
 def test_more_clusters_than_samples_are_an_error():

@@ -153,5 +153,5 @@ def test_similarities_can_be_differentiated_after_an_update():
 
 
 def test_bank_of_one_sample_is_an_error():
-    with pytest.raises(ConfigError, match=r"the LENGTH of MODEL.SSL.MEMORY is 1; it must be that of the dataset"):
+    with pytest.raises(ConfigError, match=r"MODEL.SSL.MEMORY is of one sample, which has no negatives"):
         SimpleMemory(1, 2)

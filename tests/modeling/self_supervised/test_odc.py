@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from detlib.modeling import build_model
@@ -43,6 +44,7 @@ def test_neck_has_the_published_number_of_parameters():
     assert sum(p.numel() for p in neck.parameters()) == 1_180_416
     assert neck.norm.momentum == 0.001
     assert not neck.norm.affine
+    assert isinstance(neck.dropout, nn.Dropout) and neck.dropout.p == 0.5
     assert neck.eval()(normal(2, 2048, 3, 3)).min() == 0  # It ends with a ReLU.
 
 
@@ -65,10 +67,10 @@ def test_first_clustering_fills_banks_and_centroids():
 
 
 def test_update_averages_features_and_takes_samples_to_the_most_similar_centroid():
-    bank = memory()
+    bank = memory(momentum=0.25)
     before, new = bank.feature_bank.clone(), normal(3, 4, seed=1)
     bank.update(torch.tensor([4, 0, 9]), new)
-    expected = F.normalize((before[[4, 0, 9]] + F.normalize(new, dim=1)) / 2, dim=1)
+    expected = F.normalize(0.75 * before[[4, 0, 9]] + 0.25 * F.normalize(new, dim=1), dim=1)
     torch.testing.assert_close(bank.feature_bank[[4, 0, 9]], expected)
     assert torch.equal(bank.label_bank[[4, 0, 9]], (expected @ bank.centroids.T).argmax(dim=1))
     others = [i for i in range(30) if i not in (4, 0, 9)]

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from detlib.config import get_cfg
 from detlib.data.view_splits import GridPatches
@@ -32,6 +33,7 @@ def test_neck_has_the_published_number_of_parameters():
     assert neck.norm.momentum == 0.003
     assert neck.fc.weight.std().item() == pytest.approx(0.01, rel=0.01)
     assert (neck.fc.bias == 0).all()
+    assert isinstance(neck.dropout, nn.Dropout) and neck.dropout.p == 0.5
 
 
 def test_equal_scores_have_a_loss_of_ln_8(relative_loc, samples):
@@ -48,16 +50,19 @@ def test_batch_of_n_has_8n_pairs_whose_classes_are_the_places(relative_loc, samp
     assert seen["y"].tolist() == list(range(8)) * 3
 
 
-def test_pair_is_the_neighbour_and_then_the_middle(relative_loc, samples, monkeypatch):
-    relative_loc.eval()
-    batch = patches(samples, 3)
-    views = relative_loc.preprocess_views(batch)
-    monkeypatch.setattr(relative_loc, "neck", torch.nn.Identity())
+@pytest.mark.parametrize(("training", "num_encoded"), [(True, 16 * 3), (False, 9 * 3)])
+def test_pair_is_the_neighbour_and_then_the_middle(relative_loc, samples, monkeypatch, training, num_encoded):
+    views = relative_loc.train(training).preprocess_views(patches(samples, 3))
+    encoded = []
+    monkeypatch.setattr(relative_loc, "feature_map", lambda images: encoded.append(len(images)) or images)
+    monkeypatch.setattr(relative_loc, "neck", nn.Identity())
     pairs = relative_loc.embeddings(views)
-    channels = pairs.shape[1] // 2
-    neighbour, middle = (relative_loc.feature_map(views[view][1:2])[0] for view in (6, 0))
-    torch.testing.assert_close(pairs[8 + 5, :channels], neighbour, **NEAR)  # sample 1, its view 6
-    torch.testing.assert_close(pairs[8 + 5, channels:], middle, **NEAR)
+    for sample in range(3):
+        for place in range(8):
+            expected = torch.cat([views[1 + place][sample], views[0][sample]])
+            assert torch.equal(pairs[8 * sample + place], expected)
+    # Without statistics of batches to care for, the middle is encoded once.
+    assert sum(encoded) == num_encoded
 
 
 def test_prediction_has_the_scores_of_the_pairs_of_each_sample(relative_loc, samples):

@@ -6,7 +6,7 @@ import torch
 
 from detlib.data.view_splits import QuarterTurns
 from detlib.modeling import build_model
-from detlib.utils.errors import DatasetError
+from detlib.utils.errors import ConfigError, DatasetError
 
 
 @pytest.fixture
@@ -79,6 +79,11 @@ def test_features_are_those_of_all_four_views(rotation_pred):
 def test_a_view_that_was_not_turned_is_an_error(rotation_pred, samples):
     with pytest.raises(DatasetError, match=r"learns from 4 views of each image, got 2.* SPLIT: {NAME: Quart"):
         rotation_pred(samples(2))
+
+
+def test_without_a_head_it_is_not_built(ssl_cfg):
+    with pytest.raises(ConfigError, match=r"RotationPred needs MODEL.SSL.HEAD"):
+        build_model(ssl_cfg("RotationPred"))
 
 
 def test_turns_of_images_that_are_brighter_at_the_top_are_learned(rotation_pred):
