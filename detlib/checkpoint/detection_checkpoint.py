@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from fvcore.common.checkpoint import Checkpointer, _IncompatibleKeys
 from torch import nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from detlib.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detlib.checkpoint.files import local_path, missing_checkpoint, read_checkpoint, unreadable_types, write_atomically
+from detlib.checkpoint.hand_over import extract_backbone, fold_branches, remove_wrappers, resize_positions
 from detlib.checkpoint.parts import find_part, from_torchvision_names_anywhere, names_of_backbone
+from detlib.checkpoint.refusal import HEURISTICS_SUFFIX, refuse_other_backbone, refuse_other_model
 from detlib.checkpoint.report import loading_report
 from detlib.checkpoint.torchvision_names import from_torchvision_names, torchvision_family
 from detlib.utils import comm
@@ -23,14 +24,18 @@ from detlib.utils.file_io import PathManager
 
 __all__ = ["DetectionCheckpointer"]
 
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel and torch.compile put these before every name.
+# What is made from the config, also where published weights hold it: positions and masks of Swin's windows.
+COMPUTED = ("relative_position_index", "attn_mask")
 
 # Older detectron2 saved these, which are made from the config, and batch counters that frozen layers do not have.
-NOT_WEIGHTS = re.compile(r"(^|\.)(pixel_mean|pixel_std|anchor_generator\.cell_anchors\.\d+|num_batches_tracked)$")
+NOT_WEIGHTS = re.compile(
+    rf"(^|\.)(pixel_mean|pixel_std|anchor_generator\.cell_anchors\.\d+|num_batches_tracked|{'|'.join(COMPUTED)})$"
+)
 
-MIN_SHARE_LOADED = 0.1  # of the weights that could match, be it the file or the model that has fewer.
+# Ends of many names, which do not tell where a weight belongs: a ViT's last norm is none of a detector's heads.
+VAGUE_NAMES = {"weight", "bias", "norm.weight", "norm.bias"}
 
-HEURISTICS_SUFFIX = "?matching_heuristics=True"
+PREFIX_SUFFIX = re.compile(r"\?prefix=([\w.]+)$")
 
 
 class DetectionCheckpointer(Checkpointer):
@@ -84,7 +89,8 @@ class DetectionCheckpointer(Checkpointer):
 
         Args:
             path: a file, a URL, ``detectron2://...`` or ``catalog://...``. With ``?matching_heuristics=True`` after
-                it, weights go to the names of the model that end with theirs. Empty: only files of parts are.
+                it, weights go to the names of the model that end with theirs. With ``?prefix=encoder_q.`` after it,
+                the weights below this prefix alone are read, as those of the backbone. Empty: only files of parts are.
             args, kwargs: ``checkpointables``, a list of keys to load; ``None`` for all.
 
         Returns:
@@ -92,7 +98,7 @@ class DetectionCheckpointer(Checkpointer):
 
         Raises:
             MissingFileError: there is no such file.
-            CheckpointError: it cannot be read, or almost nothing in it fits the model.
+            CheckpointError: it cannot be read, almost nothing in it fits the model, or it has another backbone.
         """
         if not path:
             rest = super().load(path, *args, **kwargs)
@@ -104,7 +110,8 @@ class DetectionCheckpointer(Checkpointer):
         parts = {}
         if incompatible is not None:  # Subclasses may return nothing.
             names = self._names_of_weights()
-            self._refuse_other_model(address, incompatible, names)
+            refuse_other_backbone(address, incompatible, self.model.state_dict())
+            refuse_other_model(address, incompatible, names)
             parts = {} if states else self._incomplete_parts(incompatible)
             inside = tuple(f"{name}." for name in parts)
             self._log_incompatible_keys(*_without(inside, incompatible, names))
@@ -142,7 +149,7 @@ class DetectionCheckpointer(Checkpointer):
         if incompatible is not None:
             missing = [name for name in incompatible.missing_keys if name.startswith(own_prefix)]
             incompatible = incompatible._replace(missing_keys=missing)
-            self._refuse_other_model(address, incompatible, names, module_name)
+            refuse_other_model(address, incompatible, names, module_name)
             self._log_incompatible_keys(incompatible, names, module_name)
 
     def _load_file(self, f: str) -> dict[str, Any]:
@@ -162,14 +169,20 @@ class DetectionCheckpointer(Checkpointer):
         """
         state = self._with_plain_names(checkpoint["model"])
         model_state = self.model.state_dict(keep_vars=True)
+        fold_branches(state, model_state)
         names = names_of_backbone(model_state, state)
-        if names:
+        if checkpoint.get("matching_heuristics"):
+            names |= names_of_backbone(model_state, state, has_prefix=False)
+        elif names:
             first = next(iter(names))
             self.logger.info("%d weights of the backbone are renamed, as %s to %s", len(names), first, names[first])
         state = {names.get(name, name): value for name, value in state.items()}
         state = self._use_names_of_model(model_state, state, checkpoint)
-        for name in [name for name in state if name not in model_state and NOT_WEIGHTS.search(name)]:
-            del state[name]
+        for name in [name for name in state if NOT_WEIGHTS.search(name)]:
+            if name not in model_state or name.endswith(COMPUTED):
+                del state[name]
+        if resized := resize_positions(state, model_state):
+            self.logger.info("%d tensors of positions are resized, as %s", len(resized), resized[0])
         checkpoint["model"] = state
         incompatible = super()._load_model(checkpoint)
         mismatched = {name for name, _, _ in incompatible.incorrect_shapes}
@@ -219,7 +232,8 @@ class DetectionCheckpointer(Checkpointer):
     ) -> dict[str, Any]:
         if checkpoint.get("matching_heuristics"):
             from_caffe2 = checkpoint.get("__author__") == "Caffe2"
-            return align_and_update_state_dicts(model_state, state, c2_conversion=from_caffe2)
+            vague = {name: state.pop(name) for name in VAGUE_NAMES & state.keys()}
+            return vague | align_and_update_state_dicts(model_state, state, c2_conversion=from_caffe2)
         family = torchvision_family(state)
         if family is not None and not state.keys() & model_state.keys():
             self._tell_of_torchvision(family)
@@ -259,8 +273,7 @@ class DetectionCheckpointer(Checkpointer):
     def _with_plain_names(self, state: dict[str, Any]) -> dict[str, Any]:
         """The weights as tensors, without the prefixes of wrappers; changed in place."""
         self._convert_ndarray_to_tensor(state)
-        for prefix in WRAPPER_PREFIXES:
-            consume_prefix_in_state_dict_if_present(state, prefix)
+        remove_wrappers(state)
         return state
 
     def _part_weights(self) -> dict[str, str]:
@@ -295,8 +308,12 @@ class DetectionCheckpointer(Checkpointer):
     def _open(self, path: str) -> tuple[str, dict[str, Any]]:
         """The path without its suffix, and what is in the file."""
         self.logger.info("Loading checkpoint %s", path)
-        address = path.removesuffix(HEURISTICS_SUFFIX)
+        prefix = PREFIX_SUFFIX.search(path)
+        address = PREFIX_SUFFIX.sub("", path).removesuffix(HEURISTICS_SUFFIX)
         checkpoint = self._read(local_path(self.path_manager, address))
+        if prefix is not None:
+            backbone = extract_backbone(self._with_plain_names(dict(checkpoint["model"])), prefix[1])
+            return address, {"model": backbone, "matching_heuristics": True}
         if address != path:
             checkpoint["matching_heuristics"] = True
         return address, checkpoint
@@ -324,30 +341,6 @@ class DetectionCheckpointer(Checkpointer):
                     f"The state of {key!r} in {path} does not fit this training: {error}. Resume with the config that "
                     "wrote it, or start anew from its weights alone: MODEL.WEIGHTS and no --resume"
                 ) from error
-
-    def _refuse_other_model(
-        self, path: str, incompatible: _IncompatibleKeys, names: Sequence[str], part: str = ""
-    ) -> None:
-        """
-        Args:
-            names: of the weights that were to be loaded.
-            part: of the model, that has these names; "" for the whole.
-        """
-        num_other = len(incompatible.incorrect_shapes)
-        num_loaded = len(names) - len(incompatible.missing_keys) - num_other
-        num_in_file = num_loaded + num_other + len(incompatible.unexpected_keys)
-        # A file may hold a little of a model, but that of a part is there for the part.
-        if num_loaded >= MIN_SHARE_LOADED * (len(names) if part else min(num_in_file, len(names))):
-            return
-        examples = [name for name, _, _ in incompatible.incorrect_shapes] or incompatible.unexpected_keys
-        what = f"the part {part} of this model" if part else "this model"
-        raise CheckpointError(
-            f"{path} is for another model: of its {num_in_file} weights, {num_loaded} fit {what}, which has "
-            f"{len(names)}, and {num_other} have another shape. Names in the file: {', '.join(examples[:3])}; in the "
-            f"model: {', '.join(names[:3])}. Check the config. If the file holds "
-            + ("it" if part else "a part of the model, such as its backbone,")
-            + f" under shorter names, write {HEURISTICS_SUFFIX} after its path"
-        )
 
     def _warn_if_unreadable(self, path: str) -> None:
         types = unreadable_types(path) if os.path.isfile(path) else []

@@ -35,7 +35,7 @@ from detlib.modeling.self_supervised.simmim import (
 from detlib.modeling.self_supervised.simsiam import SimSiam
 from detlib.modeling.self_supervised.swav import SwAV, SwAVHead, SwAVLoss, SwAVNeck
 from detlib.modeling.self_supervised.target_generators import TARGET_GENERATOR_REGISTRY, DALLEEncoder
-from detlib.modeling.self_supervised.vision_transformer import VisionTransformer, plain_vit_weights
+from detlib.modeling.self_supervised.vision_transformer import VisionTransformer
 
 __all__ = [
     "BYOL",
@@ -96,5 +96,4 @@ __all__ = [
     "SwAVLoss",
     "SwAVNeck",
     "VisionTransformer",
-    "plain_vit_weights",
 ]

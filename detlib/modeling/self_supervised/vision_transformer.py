@@ -15,7 +15,7 @@ from detlib.modeling.backbone import Backbone, get_vit_lr_decay_rate
 from detlib.modeling.backbone.utils import Mlp, PatchEmbed, get_abs_pos
 from detlib.utils.errors import ConfigError, DatasetError
 
-__all__ = ["TransformerBlock", "VisionTransformer", "init_xavier", "plain_vit_weights", "sin_cos_positions"]
+__all__ = ["TransformerBlock", "VisionTransformer", "init_xavier", "sin_cos_positions"]
 
 NORM_EPS = 1e-6
 
@@ -217,26 +217,3 @@ def init_xavier(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def plain_vit_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a :class:`VisionTransformer` as :class:`detlib.modeling.ViT` has them.
-
-    Class token and last norm are left out, as that has none, and so is all else that it lacks; factors of branches are
-    multiplied into the layer before them, and biases of queries and values become one with zeros for keys. What the
-    blocks give stays the same.
-
-    Args:
-        weights: its state dict, names beginning with "patch_embed", "pos_embed", "blocks" and others.
-    """
-    plain = {name: w for name, w in weights.items() if name.startswith(("patch_embed.", "pos_embed", "blocks."))}
-    for name in [name for name in plain if name.endswith((".gamma_1", ".gamma_2"))]:
-        block, gamma = name.rsplit(".", 1)[0], plain.pop(name)
-        layer = f"{block}.attn.proj" if name.endswith("1") else f"{block}.mlp.fc2"
-        plain[f"{layer}.weight"] = plain[f"{layer}.weight"] * gamma[:, None]
-        plain[f"{layer}.bias"] = plain[f"{layer}.bias"] * gamma
-    for name in [name for name in plain if name.endswith(".q_bias")]:
-        attention, q_bias = name.rsplit(".", 1)[0], plain.pop(name)
-        v_bias = plain.pop(f"{attention}.v_bias")
-        plain[f"{attention}.qkv.bias"] = torch.cat([q_bias, torch.zeros_like(q_bias), v_bias])
-    return plain
