@@ -2,7 +2,6 @@
 """Tell how good the features of a frozen backbone are: nearest neighbours, a linear probe, a picture of the classes."""
 
 import argparse
-import random
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,16 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from detlib.checkpoint import DetectionCheckpointer
 from detlib.config import CfgNode, get_cfg
-from detlib.data import (
-    DatasetMapper,
-    MetadataCatalog,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detlib.data import MetadataCatalog, build_feature_loader
 from detlib.data.datasets.register import register_datasets
 from detlib.engine.setup import run_tool
 from detlib.evaluation.feature_evaluation import (
@@ -54,7 +47,8 @@ Examples:
   the probe as MoCo has it, with a rate of its own:
       {prog} --config-file config.yaml --weights output/model_final.pth --linear --recipe moco --lr 10
 
-Images are prepared as INPUT.AUGMENTATIONS_TEST says; where it is empty, resized to 256 and cropped to 224 pixels.
+Images are prepared as INPUT.AUGMENTATIONS_TEST says; where it is empty, their middle is taken, in the size of the first
+of INPUT.VIEWS or else of 224 pixels.
 Features are computed once. The published recipes augment training images: train an ImageClassifier with
 MODEL.BACKBONE.FREEZE_AT 5 for them.
 """
@@ -137,7 +131,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         raise ConfigError(
             "there are no weights; add --weights FILE, or --random for a backbone that has learnt nothing"
         )
-    if not cfg.INPUT.AUGMENTATIONS_TEST:
+    if not (cfg.INPUT.AUGMENTATIONS_TEST or cfg.INPUT.VIEWS):
         print("INPUT.AUGMENTATIONS_TEST is empty: images are resized to 256 pixels and cropped to 224.")
         cfg.INPUT.AUGMENTATIONS_TEST = TEST_AUGMENTATIONS
     cfg.freeze()
@@ -165,24 +159,12 @@ def features_of(cfg: CfgNode, args: argparse.Namespace, weights: str) -> tuple[L
     if weights:
         DetectionCheckpointer(model).load_part(name_of_backbone(model), weights)
     device = next(model.parameters()).device
-    train, test = (
-        extract_features(model, batches_of(cfg, split, args), args.feature).to(device) for split in ("TRAIN", "TEST")
-    )
+    loaders = [
+        build_feature_loader(cfg, args.batch_size, names, args.limit)
+        for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    ]
+    train, test = (extract_features(model, loader, args.feature).to(device) for loader in loaders)
     return train, test
-
-
-def batches_of(cfg: CfgNode, split: str, args: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
-    samples = get_detection_dataset_dicts(cfg.DATASETS[split], filter_empty=False)
-    if args.limit is not None and args.limit < len(samples):
-        chosen = random.Random(0).sample(range(len(samples)), args.limit)
-        samples = [samples[index] for index in sorted(chosen)]
-    loader = build_detection_test_loader(
-        samples,
-        mapper=DatasetMapper(cfg, False),
-        batch_size=args.batch_size,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
-    return tqdm(loader, desc=split.lower(), unit="batch", disable=None)
 
 
 def accuracies_of(

@@ -9,7 +9,7 @@ import argparse
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,9 +21,16 @@ from detlib.data import build_detection_test_loader, build_detection_train_loade
 from detlib.engine import default_argument_parser, default_setup, default_writers, launch
 from detlib.engine.setup import check_num_classes, create_ddp_model, run_tool
 from detlib.engine.train_loop import NonFiniteLossError
-from detlib.engine.training_state import TrainingState
-from detlib.evaluation import build_evaluator, inference_on_dataset, print_csv_format, verify_results
+from detlib.engine.training_state import TrainingState, unwrap_model
+from detlib.evaluation import (
+    build_evaluator,
+    evaluate_neighbours,
+    inference_on_dataset,
+    print_csv_format,
+    verify_results,
+)
 from detlib.modeling import build_model
+from detlib.modeling.self_supervised import SelfSupModel
 from detlib.solver import build_lr_scheduler, build_optimizer
 from detlib.utils import comm
 from detlib.utils.errors import ConfigError
@@ -90,14 +97,24 @@ def mean_losses(losses: Mapping[str, Tensor]) -> dict[str, float]:
 
 def do_test(cfg: CfgNode, model: nn.Module) -> Mapping[str, Any]:
     """Results by dataset; only the results if there is one dataset."""
+    model = unwrap_model(model)
+    if isinstance(model, SelfSupModel):  # It predicts nothing that could be right or wrong.
+        evaluations = evaluate_neighbours(cfg, model)
+    else:
+        evaluations = evaluate_predictions(cfg, model)
     results = {}
+    for name, metrics in evaluations:
+        results[name] = metrics
+        if metrics and comm.is_main_process():
+            logger.info("Results on %s:", name)
+            print_csv_format(metrics)
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def evaluate_predictions(cfg: CfgNode, model: nn.Module) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for name in cfg.DATASETS.TEST:
         evaluator = build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference", name))
-        results[name] = inference_on_dataset(model, build_detection_test_loader(cfg, name), evaluator)
-        if comm.is_main_process():
-            logger.info("Results on %s:", name)
-            print_csv_format(results[name])
-    return next(iter(results.values())) if len(results) == 1 else results
+        yield name, inference_on_dataset(model, build_detection_test_loader(cfg, name), evaluator)
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:

@@ -390,4 +390,5 @@ def build_detection_test_loader(
         drop_last=False,
         num_workers=num_workers,
         collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
+        generator=torch.Generator(),  # Without its own, it would draw from that of the training which it interrupts.
     )

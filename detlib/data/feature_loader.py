@@ -1,10 +1,11 @@
 """The loader of images whose features are wanted: for clustering, for neighbours, for a picture of them."""
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from detlib.config import CfgNode
 from detlib.data import transforms as T
@@ -17,12 +18,18 @@ from detlib.utils.errors import DatasetError
 __all__ = ["build_feature_loader"]
 
 
-def build_feature_loader(cfg: CfgNode, batch_size: int, dataset_names: str | Sequence[str] | None = None) -> DataLoader:
+def build_feature_loader(
+    cfg: CfgNode,
+    batch_size: int,
+    dataset_names: str | Sequence[str] | None = None,
+    limit: int | None = None,
+) -> DataLoader:
     """Build a loader that gives every sample once, in the order of the dataset; with several processes, each its part.
 
     Args:
         batch_size: images per batch in each process.
         dataset_names: by default DATASETS.TRAIN.
+        limit: how many samples at most; of more than these, random ones are taken, always the same.
 
     Returns:
         Batches, list[dict]. Samples have "image" (C, H, W) uint8, augmented as INPUT.AUGMENTATIONS_TEST says; where
@@ -35,9 +42,12 @@ def build_feature_loader(cfg: CfgNode, batch_size: int, dataset_names: str | Seq
     )
     if isinstance(dataset, IterableDataset):
         raise DatasetError("features need samples that have a place in their dataset, got an IterableDataset")
+    dataset = with_sample_idx(dataset)
+    if limit is not None and limit < len(dataset):
+        dataset = Subset(dataset, sorted(random.Random(0).sample(range(len(dataset)), limit)))
     mapper = _FeatureMapper(_build_augmentations(cfg), cfg.INPUT.FORMAT)
     return build_detection_test_loader(
-        with_sample_idx(dataset), mapper=mapper, batch_size=batch_size, num_workers=cfg.DATALOADER.NUM_WORKERS
+        dataset, mapper=mapper, batch_size=batch_size, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
 
 

@@ -3,7 +3,7 @@
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,15 @@ from detlib.engine.setup import (
 )
 from detlib.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from detlib.engine.training_state import unwrap_model
-from detlib.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format, verify_results
+from detlib.evaluation import (
+    DatasetEvaluator,
+    evaluate_neighbours,
+    inference_on_dataset,
+    print_csv_format,
+    verify_results,
+)
 from detlib.modeling import build_model
+from detlib.modeling.self_supervised import SelfSupModel
 from detlib.solver import build_lr_scheduler, build_optimizer
 from detlib.utils import comm
 from detlib.utils.errors import ConfigError
@@ -192,7 +199,7 @@ class DefaultTrainer(TrainerBase):
         self._trainer.reset_data_loader(data_loader_builder)
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Timing, learning rate, labels, batch-norm statistics, checkpoints, evaluation, drawings, bar, writers.
+        """Timing, rate, labels, batch-norm statistics, checkpoints, evaluation, drawings, warning, bar, writers.
 
         The order counts: labels and statistics before checkpoints before evaluation, and writers at the end, to write
         it all.
@@ -207,6 +214,7 @@ class DefaultTrainer(TrainerBase):
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
             *(self._build_drawings() if cfg.VIS_PERIOD > 0 and main else ()),
+            hooks.CollapseWarning() if main and isinstance(unwrap_model(self.model), SelfSupModel) else None,
             hooks.ProgressBar() if main else None,
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
         ]
@@ -251,29 +259,41 @@ class DefaultTrainer(TrainerBase):
         """Evaluates the model on each dataset of ``DATASETS.TEST``.
 
         Args:
-            evaluators: one per dataset; None for those of ``build_evaluator``.
+            evaluators: one per dataset; None for those of ``build_evaluator``, and for
+                :func:`~detlib.evaluation.evaluate_neighbours` of a self-supervised model, which predicts no classes.
 
         Returns:
             the results by dataset; only the results if there is one dataset.
         """
-        names = cfg.DATASETS.TEST
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
-        if evaluators is not None and len(evaluators) != len(names):
-            raise ConfigError(f"{len(evaluators)} evaluators came for the {len(names)} datasets of DATASETS.TEST")
+        num_names = len(cfg.DATASETS.TEST)
+        if evaluators is not None and len(evaluators) != num_names:
+            raise ConfigError(f"{len(evaluators)} evaluators came for the {num_names} datasets of DATASETS.TEST")
+        if evaluators is None and isinstance(unwrap_model(model), SelfSupModel):
+            evaluations = evaluate_neighbours(cfg, unwrap_model(model))
+        else:
+            evaluations = cls._evaluate_predictions(cfg, model, evaluators)
         results: OrderedDict[str, Any] = OrderedDict()
-        for i, name in enumerate(names):
+        for name, metrics in evaluations:
+            results[name] = metrics
+            if metrics and comm.is_main_process():
+                logger.info("Results on %s:", name)
+                print_csv_format(metrics)
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @classmethod
+    def _evaluate_predictions(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None
+    ) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for i, name in enumerate(cfg.DATASETS.TEST):
             try:
                 evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[i]
             except NotImplementedError as error:
                 logger.warning("%r is not evaluated: %s", name, error)
-                results[name] = {}
+                yield name, {}
                 continue
-            results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
-            if comm.is_main_process():
-                logger.info("Results on %s:", name)
-                print_csv_format(results[name])
-        return next(iter(results.values())) if len(results) == 1 else results
+            yield name, inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:

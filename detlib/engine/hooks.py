@@ -22,6 +22,7 @@ from detlib.engine.clustering_hook import ClusteringHook
 from detlib.engine.feature_hook import VisualizeFeatures
 from detlib.engine.model_hooks import (
     AutogradProfiler,
+    CollapseWarning,
     PreciseBN,
     TorchMemoryStats,
     TorchProfiler,
@@ -39,6 +40,7 @@ __all__ = [
     "BestCheckpointer",
     "CallbackHook",
     "ClusteringHook",
+    "CollapseWarning",
     "EvalHook",
     "IterationTimer",
     "LRScheduler",

@@ -1,4 +1,4 @@
-"""Hooks that run or look into the model: batch-norm statistics, profiles, memory, drawings of predictions."""
+"""Hooks that run or look into the model: batch-norm statistics, profiles, memory, collapse, drawings of predictions."""
 
 import itertools
 import logging
@@ -22,6 +22,7 @@ from detlib.visualization import Visualizer, readable_scale
 
 __all__ = [
     "AutogradProfiler",
+    "CollapseWarning",
     "PreciseBN",
     "TorchMemoryStats",
     "TorchProfiler",
@@ -185,6 +186,39 @@ class TorchMemoryStats(HookBase):
                 reserved,
             )
             torch.cuda.reset_peak_memory_stats()
+
+
+class CollapseWarning(HookBase):
+    """Warns, once, when a self-supervised model has given nearly the same embedding to all images for a while.
+
+    That is when the median of ``embedding_spread``, see :func:`~detlib.modeling.self_supervised.base.log_spread`, is
+    below ``min_spread``. Where all channels vary alike, the mean cosine similarity of embeddings is 1 - spread^2, so
+    that 0.1 means 0.99.
+    """
+
+    def __init__(self, period: int = 100, min_spread: float = 0.1) -> None:
+        """
+        Args:
+            period: how many iterations are looked at together.
+        """
+        self._period = period
+        self._min_spread = min_spread
+        self._has_warned = False
+
+    def after_step(self) -> None:
+        if self._has_warned or (self.trainer.iter + 1) % self._period:
+            return
+        history = self.trainer.storage.histories().get("embedding_spread")
+        if history is None or history.median(self._period) >= self._min_spread:
+            return
+        self._has_warned = True
+        logger.warning(
+            "embedding_spread was about %.2g in the last %d iterations: all images have nearly the same embedding. If "
+            "it does not rise, the training has collapsed, or the images look too much alike; a lower SOLVER.BASE_LR, "
+            "a longer warm-up or other augmentations in INPUT.VIEWS may help",
+            history.median(self._period),
+            self._period,
+        )
 
 
 class VisualizePredictions(HookBase):

@@ -6,6 +6,7 @@ from detlib.evaluation.classification_evaluation import ClassificationEvaluator,
 from detlib.evaluation.coco_evaluation import COCOEvaluator
 from detlib.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators, inference_context, inference_on_dataset
 from detlib.evaluation.lvis_evaluation import LVISEvaluator
+from detlib.evaluation.neighbour_evaluation import evaluate_neighbours
 from detlib.evaluation.panoptic_evaluation import COCOPanopticEvaluator
 from detlib.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from detlib.evaluation.rotated_coco_evaluation import RotatedCOCOEvaluator
@@ -26,6 +27,7 @@ __all__ = [
     "RotatedCOCOEvaluator",
     "SemSegEvaluator",
     "build_evaluator",
+    "evaluate_neighbours",
     "inference_context",
     "inference_on_dataset",
     "print_csv_format",

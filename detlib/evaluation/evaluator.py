@@ -98,7 +98,7 @@ def inference_on_dataset(
         if isinstance(model, nn.Module):
             stack.enter_context(inference_context(model))
         stack.enter_context(torch.no_grad())
-        progress = stack.enter_context(InferenceProgress(_length(data_loader), NUM_WARMUP_BATCHES))
+        progress = stack.enter_context(InferenceProgress(length_of(data_loader), NUM_WARMUP_BATCHES))
         wait_for_device = _device_barrier(model)
         logger.info("Start inference on %s batches", "?" if progress.num_batches is None else progress.num_batches)
         notify("on_start")
@@ -139,7 +139,8 @@ def _notifier(callbacks: Mapping[str, Callable[[], Any]]) -> Callable[[str], Non
     return lambda event: callbacks[event]() if event in callbacks else None
 
 
-def _length(data_loader: Iterable[Any]) -> int | None:
+def length_of(data_loader: Iterable[Any]) -> int | None:
+    """How many batches a loader gives, if it can tell."""
     try:
         return len(data_loader)  # type: ignore[arg-type]
     except TypeError:  # A loader over a stream.

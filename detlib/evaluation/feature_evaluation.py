@@ -14,8 +14,10 @@ Shapes: N images, M of them in the test set, C channels, K classes, k neighbours
 
 import importlib.util
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -25,21 +27,27 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from detlib.evaluation.classification_metrics import accuracy_of_ranks, label_ranks
-from detlib.evaluation.evaluator import inference_context
+from detlib.evaluation.evaluator import NUM_WARMUP_BATCHES, inference_context, length_of
+from detlib.evaluation.progress import InferenceProgress
 from detlib.solver import LARS, LRMultiplier, WarmupParamScheduler
+from detlib.utils import comm
 from detlib.utils.errors import ConfigError, DatasetError
 
 __all__ = [
     "RECIPES",
     "LabelledFeatures",
+    "Neighbours",
     "ProbeRecipe",
     "extract_features",
     "knn_accuracies",
+    "label_of",
     "name_of_backbone",
+    "nearest_neighbours",
     "pca_projection",
     "probe_accuracies",
     "train_linear_probe",
     "tsne_projection",
+    "vote_accuracies",
 ]
 
 logger = logging.getLogger(__name__)
@@ -68,11 +76,16 @@ def name_of_backbone(model: nn.Module) -> str:
     return "backbone.bottom_up" if hasattr(model.backbone, "bottom_up") else "backbone"
 
 
+class Neighbours(NamedTuple):
+    """Cosine similarities (M, k) and labels (M, k) of the nearest training images, the nearest first."""
+
+    similarities: Tensor
+    labels: Tensor
+
+
 @torch.no_grad()
 def extract_features(model: nn.Module, batches: Iterable[list[dict[str, Any]]], feature: str = "") -> LabelledFeatures:
     """Feature maps of the backbone in evaluation mode, averaged over each image, on the CPU.
-
-    Images of one batch should have one size, since they are padded to that, and the average is also over the padding.
 
     Args:
         model: with a ``backbone``, and ``preprocess_image`` as models of detlib have it.
@@ -81,17 +94,37 @@ def extract_features(model: nn.Module, batches: Iterable[list[dict[str, Any]]], 
     """
     backbone = model.get_submodule(name_of_backbone(model))
     features, labels = [], []
-    with inference_context(model):
-        for batch in batches:
-            labels += [_label_of(sample) for sample in batch]
-            outputs = backbone(model.preprocess_image(batch).tensor)
-            features.append(_pooled(outputs, feature).float().cpu())
+    with inference_context(model), InferenceProgress(length_of(batches), NUM_WARMUP_BATCHES) as progress:
+        for batch in progress.timed_batches(batches):
+            start = time.perf_counter()
+            labels += [label_of(sample) for sample in batch]
+            # Images of other sizes would be padded, and the average also be over the padding.
+            for _, alike in groupby(batch, key=lambda sample: sample["image"].shape):
+                outputs = backbone(model.preprocess_image(list(alike)).tensor)
+                features.append(_pooled(outputs, feature).float().cpu())
+            progress.step(len(batch), model=time.perf_counter() - start)
     if not features:
         raise DatasetError("there are no images to compute features of")
+    logger.info(progress.summary(comm.get_world_size()))
     return LabelledFeatures(torch.cat(features), torch.tensor(labels))
 
 
-@torch.no_grad()
+def label_of(sample: dict[str, Any]) -> int:
+    """The class of a sample.
+
+    Raises:
+        DatasetError: it has none, or several.
+    """
+    label = sample.get("label")
+    if not isinstance(label, int) or label < 0:
+        raise DatasetError(
+            f"features are evaluated on images with one class each, but {sample.get('file_name', 'a sample')} has "
+            f"{f'the label {label!r}' if 'label' in sample else 'no label'}; name datasets of image classification in "
+            "DATASETS.TRAIN and DATASETS.TEST"
+        )
+    return label
+
+
 def knn_accuracies(
     train: LabelledFeatures, test: LabelledFeatures, ks: Sequence[int] = (10, 20, 100, 200), temperature: float = 0.07
 ) -> dict[int, dict[str, float]]:
@@ -106,18 +139,36 @@ def knn_accuracies(
     if max(ks) > len(train.labels):
         logger.warning("There are %d training images, so that no more neighbours than these vote", len(train.labels))
     ks = sorted({min(k, len(train.labels)) for k in ks})
+    neighbours = nearest_neighbours(train, test.features, ks[-1])
     num_classes = _num_classes(train, test)
+    return {k: vote_accuracies(neighbours, test.labels, k, num_classes, temperature) for k in ks}
+
+
+@torch.no_grad()
+def nearest_neighbours(train: LabelledFeatures, features: Tensor, k: int) -> Neighbours:
+    """Find the k training images, or all N if these are fewer, that are most similar to each of (M, C) features."""
     keys = F.normalize(train.features)  # (N, C)
-    ranks: dict[int, list[Tensor]] = {k: [] for k in ks}
-    chunk = max(1, MAX_SIMILARITIES // len(keys))
-    for features, labels in zip(test.features.split(chunk), test.labels.split(chunk), strict=True):
-        similarities, nearest = (F.normalize(features) @ keys.T).topk(ks[-1])  # (chunk, k), the nearest first
-        votes = (similarities / temperature).exp()
-        for k in ks:
-            scores = votes.new_zeros(len(labels), num_classes)  # (chunk, K)
-            scores.scatter_add_(1, train.labels[nearest[:, :k]], votes[:, :k])
-            ranks[k].append(label_ranks(scores, labels))
-    return {k: _accuracies(torch.cat(parts), num_classes) for k, parts in ranks.items()}
+    chunks = features.split(max(1, MAX_SIMILARITIES // len(keys)))
+    found = [(F.normalize(chunk) @ keys.T).topk(min(k, len(keys))) for chunk in chunks]
+    indices = torch.cat([nearest.indices for nearest in found])
+    return Neighbours(torch.cat([nearest.values for nearest in found]), train.labels[indices])
+
+
+def vote_accuracies(
+    neighbours: Neighbours, labels: Tensor, k: int, num_classes: int, temperature: float = 0.07
+) -> dict[str, float]:
+    """See :func:`knn_accuracies`; of the votes of the first k neighbours.
+
+    Args:
+        labels: (M,), the right ones.
+    """
+    ranks = []
+    chunk = max(1, MAX_SIMILARITIES // num_classes)
+    for similarities, classes, right in zip(*(x.split(chunk) for x in (*neighbours, labels)), strict=True):
+        votes = (similarities[:, :k] / temperature).exp()
+        scores = votes.new_zeros(len(right), num_classes)  # (chunk, K)
+        ranks.append(label_ranks(scores.scatter_add_(1, classes[:, :k], votes), right))
+    return _accuracies(torch.cat(ranks), num_classes)
 
 
 @dataclass(frozen=True)
@@ -217,17 +268,6 @@ def tsne_projection(features: Tensor, seed: int = 0) -> Tensor | None:
 
     perplexity = min(30.0, (len(features) - 1) / 3)
     return torch.from_numpy(TSNE(perplexity=perplexity, random_state=seed).fit_transform(features.numpy()))
-
-
-def _label_of(sample: dict[str, Any]) -> int:
-    label = sample.get("label")
-    if not isinstance(label, int) or label < 0:
-        raise DatasetError(
-            f"features are evaluated on images with one class each, but {sample.get('file_name', 'a sample')} has "
-            f"{f'the label {label!r}' if 'label' in sample else 'no label'}; name datasets of image classification in "
-            "DATASETS.TRAIN and DATASETS.TEST"
-        )
-    return label
 
 
 def _pooled(outputs: dict[str, Tensor], feature: str) -> Tensor:

@@ -29,6 +29,14 @@ def test_every_sample_comes_once_in_the_order_of_the_dataset(dataset, cfg, num_w
     assert all(sample["image_id"] == sample["sample_idx"] for batch in batches for sample in batch)
 
 
+def test_of_a_limited_number_the_same_samples_come_again_in_their_order(dataset, cfg):
+    dataset(*SIZES)
+    first, second = (
+        [sample["sample_idx"] for batch in build_feature_loader(cfg, 2, limit=3) for sample in batch] for _ in range(2)
+    )
+    assert first == second == sorted(set(first)) and len(first) == 3
+
+
 def test_indices_are_those_of_training(dataset, cfg):
     dataset(*SIZES, annotations=[[], [], [{"category_id": 0}], [], []])
     files = {sample["sample_idx"]: sample["file_name"] for (sample,) in build_feature_loader(cfg, 1)}

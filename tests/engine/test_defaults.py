@@ -1,6 +1,9 @@
+import json
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from detlib.config import get_cfg
 from detlib.data import DatasetCatalog, MetadataCatalog
@@ -8,7 +11,11 @@ from detlib.engine import DefaultPredictor, DefaultTrainer, HookBase
 from detlib.engine.train_loop import AMPTrainer, SimpleTrainer
 from detlib.evaluation import DatasetEvaluator
 from detlib.modeling import build_model
+from detlib.modeling.preprocessing import ImagePreprocessor
+from detlib.modeling.self_supervised import SelfSupModel
+from detlib.utils.env import seed_all_rng
 from detlib.utils.errors import ConfigError
+from detlib.utils.events import log_scalar
 
 from .toy import Batches, ToyModel
 
@@ -169,6 +176,86 @@ def test_results_of_several_datasets_are_told_apart(cfg):
     cfg.DATASETS.TEST = ("ab", "abc")
     results = EvaluatingTrainer.test(cfg, ToyModel())
     assert results == {"ab": {"images": {"count": 2}}, "abc": {"images": {"count": 3}}}
+
+
+class ToySelfSupModel(SelfSupModel):
+    """Its features are the pixels that it is given, plus a bias; training draws random numbers, as masks do."""
+
+    def __init__(self):
+        backbone = nn.Conv2d(3, 3, 1)
+        super().__init__(
+            preprocessor=ImagePreprocessor([0.0] * 3, [1.0] * 3), backbone=Named(backbone), in_feature="map"
+        )
+
+    def loss(self, views, samples):
+        loss = (self.feature_map(views[0]) * torch.randn(3, 1, 1)).mean()
+        log_scalar("embedding_spread", loss.detach() * 0)
+        return {"loss": loss}
+
+
+class Named(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        nn.init.dirac_(layer.weight)
+        nn.init.zeros_(layer.bias)
+
+    def forward(self, images):
+        return {"map": self.layer(images)}
+
+
+class SelfSupTrainer(DefaultTrainer):
+    @classmethod
+    def build_model(cls, cfg):
+        return ToySelfSupModel()
+
+
+@pytest.fixture
+def self_supervised_cfg(cfg):
+    """Four training images, black in the first class and white in the second one, and two images to test."""
+    samples = [{"image": np.full((4, 4, 3), 255 * (i % 2), dtype=np.uint8), "label": i % 2} for i in range(4)]
+    samples[0]["image"][..., 0] = 10  # A direction for the cosine.
+    samples[2]["image"][..., 0] = 10
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("black_white",), ("black_white_test",)
+    for name, part in (("black_white", samples), ("black_white_test", samples[:2])):
+        DatasetCatalog.register(name, lambda part=part: part)
+    cfg.INPUT.VIEWS = [{"AUGMENTATIONS": [{"NAME": "RandomCrop", "CROP_TYPE": "absolute", "CROP_SIZE": [4, 4]}]}]
+    cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR = 0, 2, 1e-6
+    yield cfg
+    for name in ("black_white", "black_white_test"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+def test_self_supervised_model_is_evaluated_by_its_neighbours(self_supervised_cfg, tmp_path):
+    self_supervised_cfg.TEST.EVAL_PERIOD = 2
+    trainer = SelfSupTrainer(self_supervised_cfg)
+    assert trainer.train() == {"knn": {"top1": 100.0}}
+    assert trainer.model.training
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "knn/top1" in line] == [1, 4]
+
+
+def test_evaluation_does_not_disturb_the_training(self_supervised_cfg):
+    weights = []
+    for period in (0, 1):
+        self_supervised_cfg.TEST.EVAL_PERIOD = period
+        seed_all_rng(0)
+        trainer = SelfSupTrainer(self_supervised_cfg)
+        trainer.train()
+        weights.append(trainer.model.backbone.layer.weight)
+    assert torch.equal(*weights)
+
+
+def test_evaluator_of_the_user_goes_before_neighbours(self_supervised_cfg):
+    results = SelfSupTrainer.test(self_supervised_cfg, ToySelfSupModel(), CountImages())
+    assert results == {"images": {"count": 2}}
+
+
+def test_collapse_is_warned_of(self_supervised_cfg, log):
+    self_supervised_cfg.SOLVER.MAX_ITER, self_supervised_cfg.DATASETS.TEST = 100, ()
+    SelfSupTrainer(self_supervised_cfg).train()
+    assert "embedding_spread was about 0 in the last 100 iterations" in log.text
 
 
 def test_expected_results_are_verified(cfg):

@@ -1,4 +1,5 @@
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -148,3 +149,29 @@ def test_visualize_predictions_enlarges_the_images_of_classifiers_and_writes_the
     assert (left != 128).any() == bool(labels)
     assert (right != 128).any()
     assert (drawing[:, 200:] == 128).all()  # The lines are in the upper half.
+
+
+class Spread(HookBase):
+    """Logs a spread for each iteration."""
+
+    def __init__(self, *values):
+        self.values = values
+
+    def after_step(self):
+        self.trainer.storage.put_scalar("embedding_spread", self.values[self.trainer.iter])
+
+
+@pytest.mark.parametrize(
+    ("spreads", "num_warnings"),
+    [
+        ((0.9, 0.9, 0.02, 0.02, 0.01, 0.01), 1),
+        ((0.01, 0.9, 0.9, 0.01, 0.9, 0.9), 0),  # Medians of two are 0.455 and more.
+    ],
+)
+def test_small_spread_of_embeddings_is_warned_of_once_if_it_lasts(caplog, spreads, num_warnings):
+    trainer = toy_trainer(1)
+    trainer.register_hooks([Spread(*spreads), hooks.CollapseWarning(period=2)])
+    with caplog.at_level(logging.WARNING):
+        trainer.train(0, len(spreads))
+    assert caplog.text.count("embedding_spread was about 0.02 in the last 2 iterations") == num_warnings
+    assert caplog.text.count("embedding_spread") == num_warnings
