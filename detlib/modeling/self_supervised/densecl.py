@@ -38,6 +38,7 @@ class DenseCL(SelfSupModel):
     """A DenseCLNeck, whose two outputs have a queue each, and a DenseCLHead."""
 
     num_views = 2
+    needs = ("NECK", "HEAD")
 
     @configurable
     def __init__(self, *, encoder_k: MomentumEncoder, queue: KeyQueue, queue2: KeyQueue, **parts: Any) -> None:
@@ -55,7 +56,7 @@ class DenseCL(SelfSupModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        parts = ssl_parts(cfg)
+        parts = ssl_parts(cfg, cls.needs)
         return {
             **parts,
             "encoder_k": build_momentum_encoder(cfg, parts["backbone"], parts["neck"]),

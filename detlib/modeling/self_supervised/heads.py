@@ -11,8 +11,16 @@ from detlib.config import build_component
 from detlib.modeling.head import HEAD_REGISTRY
 from detlib.modeling.loss import LOSS_REGISTRY, build_loss
 from detlib.modeling.neck import NECK_REGISTRY
+from detlib.utils.errors import ConfigError
 
-__all__ = ["ContrastiveHead", "CosineSimilarityLoss", "LatentPredictHead", "full_precision", "similarities"]
+__all__ = [
+    "ContrastiveHead",
+    "CosineSimilarityLoss",
+    "LatentPredictHead",
+    "checked_temperature",
+    "full_precision",
+    "similarities",
+]
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
@@ -28,6 +36,17 @@ def similarities(a: Tensor, b: Tensor) -> Tensor:
     """
     with full_precision(a):
         return a.float() @ b.float().T
+
+
+def checked_temperature(temperature: float) -> float:
+    """What it gets.
+
+    Raises:
+        ConfigError: similarities cannot be divided by it, or would change their order.
+    """
+    if temperature <= 0:
+        raise ConfigError(f"MODEL.SSL.HEAD.TEMPERATURE is {temperature}; it must be above 0, such as 0.1")
+    return temperature
 
 
 @LOSS_REGISTRY.register()
@@ -59,7 +78,7 @@ class ContrastiveHead(nn.Module):
             loss: of (M, 1 + K) logits and M labels, all 0; by default the cross entropy.
         """
         super().__init__()
-        self.temperature = temperature
+        self.temperature = checked_temperature(temperature)
         self.loss_module = build_loss(loss or {"NAME": "CrossEntropyLoss"})
 
     def forward(self, positive: Tensor, negative: Tensor) -> Tensor:

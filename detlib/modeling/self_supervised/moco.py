@@ -27,6 +27,7 @@ class MoCo(SelfSupModel):
     """Queries from the network, keys from its momentum encoder; the head is a ContrastiveHead."""
 
     num_views = 2
+    needs = ("NECK", "HEAD")
 
     @configurable
     def __init__(self, *, encoder_k: MomentumEncoder, queue: KeyQueue, **parts: Any) -> None:
@@ -42,7 +43,7 @@ class MoCo(SelfSupModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        parts = ssl_parts(cfg)
+        parts = ssl_parts(cfg, cls.needs)
         return {
             **parts,
             "encoder_k": build_momentum_encoder(cfg, parts["backbone"], parts["neck"]),

@@ -21,7 +21,7 @@ from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.neck import NECK_REGISTRY
 from detlib.modeling.self_supervised.base import SelfSupModel, log_spread, ssl_parts
 from detlib.modeling.self_supervised.distributed import concat_all_gather
-from detlib.modeling.self_supervised.heads import similarities
+from detlib.modeling.self_supervised.heads import checked_temperature, similarities
 from detlib.modeling.self_supervised.momentum import MomentumEncoder, build_momentum_encoder
 from detlib.modeling.self_supervised.vision_transformer import VisionTransformer
 from detlib.utils import comm
@@ -34,6 +34,7 @@ class MoCoV3(SelfSupModel):
     """A network with a predictor, its MoCoV3Head, and a momentum encoder without one, on a ResNet or a MoCoV3ViT."""
 
     num_views = 2
+    needs = ("NECK", "HEAD")
 
     @configurable
     def __init__(self, *, momentum_encoder: MomentumEncoder, **parts: Any) -> None:
@@ -47,7 +48,7 @@ class MoCoV3(SelfSupModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        parts = ssl_parts(cfg)
+        parts = ssl_parts(cfg, cls.needs)
         return {**parts, "momentum_encoder": build_momentum_encoder(cfg, parts["backbone"], parts["neck"])}
 
     def loss(self, views: list[Tensor], samples: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -74,7 +75,7 @@ class MoCoV3Head(nn.Module):
         super().__init__()
         offers = {"in_channels": in_channels, "out_channels": in_channels, "with_avg_pool": False}
         self.predictor = build_component(NECK_REGISTRY, predictor, **offers)
-        self.temperature = temperature
+        self.temperature = checked_temperature(temperature)
         self.loss_module = build_loss(loss or {"NAME": "CrossEntropyLoss"})
 
     def forward(self, embeddings: Tensor, keys: Tensor) -> Tensor:

@@ -7,16 +7,34 @@ from torch import Tensor, nn
 
 from detlib.layers import NaiveSyncBatchNorm
 from detlib.modeling.neck import NECK_REGISTRY
+from detlib.utils import comm
 from detlib.utils.errors import ConfigError
 
 __all__ = ["AvgPool2dNeck", "LinearNeck", "MoCoV2Neck", "NonLinearNeck", "batch_norm_1d", "mean_of_cells"]
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """Batch norm of vectors (N, C)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        _check_count(self, len(input))
+        return super().forward(input)
 
 
 class SyncBatchNorm1d(NaiveSyncBatchNorm):
     """Batch norm of vectors (N, C) with the statistics of all processes."""
 
     def forward(self, input: Tensor) -> Tensor:
+        _check_count(self, len(input) * comm.get_world_size())
         return super().forward(input[:, :, None, None])[:, :, 0, 0]
+
+
+def _check_count(norm: nn.Module, num_vectors: int) -> None:
+    if norm.training and num_vectors == 1:
+        raise ConfigError(
+            "batch norm got one vector, which has no variance; set SOLVER.IMS_PER_BATCH to 2 images or more, for each "
+            "process unless the neck and its predictor have NORM: SyncBN"
+        )
 
 
 def batch_norm_1d(norm: str, channels: int, **kwargs: bool | float) -> nn.Module:
@@ -26,7 +44,7 @@ def batch_norm_1d(norm: str, channels: int, **kwargs: bool | float) -> nn.Module
         norm: "BN", or "SyncBN" with the statistics of all processes.
         kwargs: of ``nn.BatchNorm1d``.
     """
-    norms = {"BN": nn.BatchNorm1d, "SyncBN": SyncBatchNorm1d}
+    norms = {"BN": BatchNorm1d, "SyncBN": SyncBatchNorm1d}
     if norm not in norms:
         raise ConfigError(f"the norm of a neck is {norm!r}; it must be one of {', '.join(norms)}")
     return norms[norm](channels, **kwargs)

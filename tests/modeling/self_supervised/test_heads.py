@@ -9,6 +9,7 @@ from detlib.modeling.self_supervised.heads import (
     LatentPredictHead,
     similarities,
 )
+from detlib.utils.errors import ConfigError
 
 
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
@@ -31,6 +32,19 @@ def test_contrast_is_the_mean_over_rows():
     positive, negative = torch.tensor([[0.3], [0.9]]), torch.tensor([[0.1, 0.2], [0.5, -0.5]])
     rows = [ContrastiveHead(0.2)(positive[i : i + 1], negative[i : i + 1]) for i in (0, 1)]
     torch.testing.assert_close(ContrastiveHead(0.2)(positive, negative), (rows[0] + rows[1]) / 2)
+
+
+def test_contrast_of_shorter_floats_is_computed_in_float32():
+    positive, negative = torch.tensor([[0.3]]), torch.tensor([[0.1, -0.2]])
+    loss = ContrastiveHead(0.07)(positive.bfloat16(), negative.bfloat16())
+    expected = ContrastiveHead(0.07)(positive.bfloat16().float(), negative.bfloat16().float())
+    assert loss == expected
+
+
+@pytest.mark.parametrize("temperature", [0, -0.1])
+def test_temperature_that_is_not_above_0_is_an_error(temperature):
+    with pytest.raises(ConfigError, match=rf"MODEL.SSL.HEAD.TEMPERATURE is {temperature}; it must be above 0"):
+        ContrastiveHead(temperature)
 
 
 @pytest.mark.parametrize(("target", "cosine"), [([2.0, 0.0], 1), ([0.0, 5.0], 0), ([-1.0, 0.0], -1)])

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from detlib.modeling.self_supervised.memories import KeyQueue, SimpleMemory
+from detlib.modeling.self_supervised.memories import KeyQueue, SimpleMemory, last_of_equal
 from detlib.utils.errors import ConfigError
 
 
@@ -101,6 +101,10 @@ def test_of_a_sample_that_comes_twice_the_last_embedding_counts():
     bank = SimpleMemory(3, 2, momentum=1.0)
     bank.update(torch.tensor([1, 2, 1]), keys(0.1, 0.2, 0.3))
     torch.testing.assert_close(bank.features[1:], keys(0.3, 0.2))
+
+
+def test_last_of_equal_points_to_where_an_index_comes_last():
+    assert last_of_equal(torch.tensor([7, 2, 7, 5, 7, 2])).tolist() == [4, 5, 4, 3, 4, 5]
 
 
 def test_evaluation_mode_remembers_nothing():

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from detlib.config import CfgNode
 from detlib.modeling import build_model
 from detlib.modeling.self_supervised.mocov3 import MoCoV3Head, MoCoV3ViT
+from detlib.utils.errors import ConfigError
 
 
 def test_logits_are_of_all_images_of_the_batch():
@@ -33,6 +34,11 @@ def test_direction_has_its_closed_form():
     # Each query is its key, and the keys are at right angles.
     loss = MoCoV3Head(3, nn.Identity(), 0.5)(4 * torch.eye(3), torch.eye(3))
     assert loss.item() == pytest.approx(2 * 0.5 * math.log(1 + 2 * math.exp(-2)), rel=1e-6)
+
+
+def test_temperature_of_0_is_an_error():
+    with pytest.raises(ConfigError, match=r"MODEL.SSL.HEAD.TEMPERATURE is 0.0; it must be above 0"):
+        MoCoV3Head(3, nn.Identity(), 0.0)
 
 
 @pytest.fixture
@@ -65,6 +71,15 @@ def test_swapped_views_have_the_same_loss(mocov3, samples):
     model, batch = mocov3(), samples(4)
     swapped = [{"views": sample["views"][::-1]} for sample in batch]
     torch.testing.assert_close(model(batch), model(swapped))
+
+
+def test_momentum_encoder_moves_before_the_keys_are_made(mocov3, samples):
+    model, other = mocov3(), mocov3()
+    other.momentum_encoder.momentum = 0.0  # It becomes the network, whatever it was.
+    with torch.no_grad():
+        for parameter in other.momentum_encoder.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    torch.testing.assert_close(other(samples(4)), model(samples(4)))
 
 
 def test_momentum_encoder_has_no_predictor_and_no_gradient(mocov3, samples):

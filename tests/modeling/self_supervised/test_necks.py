@@ -110,3 +110,11 @@ def test_synchronised_norm_in_one_process_is_batch_norm():
 def test_neck_that_cannot_be_built_is_an_error(build, message):
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
+def test_batch_norm_of_one_vector_is_an_error_in_training_only(norm):
+    neck = NonLinearNeck(4, 4, 4, norm=norm)
+    with pytest.raises(ConfigError, match=r"got one vector, which has no variance; set SOLVER.IMS_PER_BATCH"):
+        neck(torch.randn(1, 4))
+    assert neck.eval()(torch.randn(1, 4)).isfinite().all()
