@@ -26,6 +26,7 @@ class BarlowTwins(SelfSupModel):
     """Two views through one network; the head is a LatentCrossCorrelationHead."""
 
     num_views = 2
+    needs = ("NECK", "HEAD")
 
     @configurable
     def __init__(self, **parts: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detlib.config import CfgNode, build_component
+from detlib.config import CfgNode, build_component, configurable
 from detlib.modeling.backbone import Backbone, build_backbone
 from detlib.modeling.head import HEAD_REGISTRY
 from detlib.modeling.neck import NECK_REGISTRY
@@ -39,6 +39,7 @@ class SelfSupModel(PreprocessesImages, nn.Module):
     views_example = "{{COUNT: {num_views}, AUGMENTATIONS: [...]}}"
     needs: tuple[str, ...] = ()
 
+    @configurable
     def __init__(
         self,
         *,

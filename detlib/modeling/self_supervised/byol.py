@@ -21,6 +21,7 @@ class BYOL(SelfSupModel):
     """An online network with a predictor, its LatentPredictHead, and a target network without one."""
 
     num_views = 2
+    needs = ("NECK", "HEAD")
 
     @configurable
     def __init__(self, *, target_net: MomentumEncoder, **parts: Any) -> None:
@@ -34,7 +35,7 @@ class BYOL(SelfSupModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        parts = ssl_parts(cfg)
+        parts = ssl_parts(cfg, cls.needs)
         return {**parts, "target_net": build_momentum_encoder(cfg, parts["backbone"], parts["neck"])}
 
     def loss(self, views: list[Tensor], samples: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from detlib.config import configurable
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.self_supervised.base import SelfSupModel, log_spread
 
@@ -20,14 +19,7 @@ class SimSiam(SelfSupModel):
     """Two views through one network; its head is a LatentPredictHead."""
 
     num_views = 2
-
-    @configurable
-    def __init__(self, **parts: Any) -> None:
-        """
-        Args:
-            parts: of :class:`SelfSupModel`.
-        """
-        super().__init__(**parts)
+    needs = ("NECK", "HEAD")
 
     def loss(self, views: list[Tensor], samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """``loss``, in [-1, 1]: half of each direction (eq. 2). It is -1 when collapsed, too: see embedding_spread."""

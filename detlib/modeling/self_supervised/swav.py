@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detlib.config import configurable
 from detlib.modeling.head import HEAD_REGISTRY
 from detlib.modeling.loss import LOSS_REGISTRY, build_loss
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
@@ -37,14 +36,7 @@ class SwAV(SelfSupModel):
     """Crops of several sizes through one network; its head is a SwAVHead."""
 
     num_views = NUM_CODES
-
-    @configurable
-    def __init__(self, **parts: Any) -> None:
-        """
-        Args:
-            parts: of :class:`SelfSupModel`.
-        """
-        super().__init__(**parts)
+    needs = ("NECK", "HEAD")
 
     def loss(self, views: list[Tensor], samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """``loss``: the codes of the first two crops, as all others predict them (eq. 6)."""
@@ -111,10 +103,10 @@ class SwAVHead(nn.Module):
             loss: of scores and codes; by default SwAVLoss.
         """
         super().__init__()
-        if num_prototypes < 2 or sinkhorn_iters < 1:
+        if num_prototypes < 2 or sinkhorn_iters < 1 or queue_len < 0 or epsilon <= 0:
             raise ConfigError(
-                f"SwAVHead: NUM_PROTOTYPES is {num_prototypes} and SINKHORN_ITERS {sinkhorn_iters}; they must be at "
-                f"least 2 and 1"
+                f"MODEL.SSL.HEAD has NUM_PROTOTYPES {num_prototypes}, SINKHORN_ITERS {sinkhorn_iters}, QUEUE_LEN "
+                f"{queue_len} and EPSILON {epsilon}; they must be at least 2, 1 and 0, and the last above 0"
             )
         self.prototypes = nn.Linear(in_channels, num_prototypes, bias=False)
         self.epsilon = epsilon
@@ -128,7 +120,7 @@ class SwAVHead(nn.Module):
     def forward(self, embeddings: Tensor) -> Tensor:
         """The loss of embeddings (V, N, d), the first two of which have codes."""
         self.normalize_prototypes()
-        codes = self.codes(embeddings[:NUM_CODES].detach())
+        codes = self.codes(embeddings[:NUM_CODES])
         # Frozen ones get gradients of zero, rather than none, which DDP would wait for. What weight decay then takes
         # from their length, the next normalisation gives back.
         frozen = self.num_steps < self.freeze_iters
@@ -145,7 +137,7 @@ class SwAVHead(nn.Module):
 
     @torch.no_grad()
     def codes(self, embeddings: Tensor) -> Tensor:
-        """The codes (2, N, K) of embeddings (2, N, d); when training, these enter the queue.
+        """The codes (2, N, K) of embeddings (2, N, d), without gradient; when training, the embeddings enter the queue.
 
         Each process computes those of all, as embeddings are smaller than scores and the queue needs them anyway.
         """
@@ -169,6 +161,8 @@ class SwAVLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()
+        if temperature <= 0:
+            raise ConfigError(f"MODEL.SSL.LOSS.TEMPERATURE is {temperature}; it must be above 0")
         self.temperature = temperature
 
     def forward(self, scores: Tensor, codes: Tensor) -> Tensor:

@@ -63,6 +63,11 @@ def test_correlation_is_computed_in_float32_under_autocast():
     torch.testing.assert_close(under_autocast, loss(z1, z2), rtol=1e-6, atol=0)
 
 
+def test_correlation_of_short_floats_is_computed_in_float32():
+    z1, z2 = (z.bfloat16() for z in random_views())
+    torch.testing.assert_close(loss(z1, z2), loss(z1.float(), z2.float()), rtol=0, atol=0)
+
+
 @pytest.fixture
 def barlow_twins(ssl_cfg):
     torch.manual_seed(0)

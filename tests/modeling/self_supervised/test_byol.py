@@ -56,13 +56,26 @@ def test_loss_of_both_directions_is_in_0_to_8(target, loss, samples):
     assert model.loss(views, [])["loss"].item() == pytest.approx(loss, abs=1e-6)
 
 
+def loss_with_equal_networks(model, batch):
+    online = [model.neck(model.feature_map(view)) for view in model.preprocess_views(batch)]
+    predicted = [model.head.predictor(z) for z in online]
+    cosines = [torch.cosine_similarity(predicted[i], online[1 - i]).mean() for i in (0, 1)]
+    return {"loss": 4 - 2 * sum(cosines)}
+
+
 def test_loss_is_that_of_predictions_against_the_other_view_in_the_target_network(byol, samples):
     batch = samples(4)
-    online = [byol.neck(byol.feature_map(view)) for view in byol.preprocess_views(batch)]
-    predicted = [byol.head.predictor(z) for z in online]
-    # The target network still equals the online one.
-    cosines = [torch.cosine_similarity(predicted[i], online[1 - i]).mean() for i in (0, 1)]
-    torch.testing.assert_close(byol(batch), {"loss": 4 - 2 * sum(cosines)})
+    torch.testing.assert_close(byol(batch), loss_with_equal_networks(byol, batch))  # as they are at first
+
+
+def test_target_network_moves_before_it_makes_the_targets(byol, samples):
+    batch = samples(4)
+    byol.target_net.momentum = 0.0  # It becomes the online network at once.
+    with torch.no_grad():
+        for parameter in byol.neck.parameters():
+            parameter += torch.randn_like(parameter)
+    torch.testing.assert_close(byol(batch), loss_with_equal_networks(byol, batch))
+    assert byol.target_net.num_updates == 1
 
 
 def test_swapped_views_have_the_same_loss(byol, samples):

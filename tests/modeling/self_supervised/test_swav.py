@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from detlib.modeling import build_model
 from detlib.modeling.self_supervised.swav import SwAVHead, SwAVLoss, sinkhorn
+from detlib.solver import LARS
 from detlib.utils.errors import ConfigError
 
 
@@ -76,6 +77,21 @@ def test_loss_is_the_mean_over_code_crops_of_the_mean_over_the_other_crops():
     torch.testing.assert_close(SwAVLoss(temperature=0.1)(scores, codes), (of_first + of_second) / 2)
 
 
+def test_short_floats_are_computed_in_float32():
+    scores = cosines(3, 4, 5).bfloat16()
+    codes = sinkhorn(scores[0], 0.05, 3)
+    assert codes.dtype == torch.float32
+    torch.testing.assert_close(codes, sinkhorn(scores[0].float(), 0.05, 3), rtol=0, atol=0)
+    codes = codes.expand(2, -1, -1)
+    torch.testing.assert_close(SwAVLoss()(scores, codes), SwAVLoss()(scores.float(), codes), rtol=0, atol=0)
+
+
+def test_defaults_are_those_of_the_paper():
+    swav = SwAVHead(3)
+    assert (swav.prototypes.out_features, swav.epsilon, swav.sinkhorn_iters) == (3000, 0.05, 3)
+    assert swav.loss_module.temperature == 0.1
+
+
 def head(**kwargs):
     torch.manual_seed(0)
     return SwAVHead(in_channels=3, num_prototypes=4, **kwargs)
@@ -107,6 +123,7 @@ def test_codes_come_from_the_scores_of_the_first_two_crops_and_carry_no_gradient
     [
         lambda params: torch.optim.SGD(params, lr=0.5, momentum=0.9, weight_decay=0.1),
         lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.1),
+        lambda params: LARS(params, lr=50.0, weight_decay=0.1),
     ],
 )
 def test_frozen_prototypes_stay_for_their_steps_and_learn_then(optimizer):
@@ -190,9 +207,18 @@ def test_queue_and_count_are_saved():
     torch.testing.assert_close(resumed(embeddings(seed=2)), swav(embeddings(seed=2)))
 
 
-@pytest.mark.parametrize("options", [{"num_prototypes": 1}, {"sinkhorn_iters": 0}])
-def test_too_few_prototypes_or_iterations_are_an_error(options):
-    with pytest.raises(ConfigError, match="must be at least 2 and 1"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_prototypes": 1}, "MODEL.SSL.HEAD has NUM_PROTOTYPES 1, .*they must be at least 2"),
+        ({"sinkhorn_iters": 0}, "SINKHORN_ITERS 0"),
+        ({"queue_len": -4}, "QUEUE_LEN -4"),
+        ({"epsilon": 0.0}, "EPSILON 0.0; .*the last above 0"),
+        ({"loss": {"NAME": "SwAVLoss", "TEMPERATURE": 0.0}}, "MODEL.SSL.LOSS.TEMPERATURE is 0.0; it must be above 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_an_error(options, message):
+    with pytest.raises(ConfigError, match=message):
         SwAVHead(3, **options)
 
 
