@@ -15,7 +15,7 @@ from detlib.modeling.roi_heads.mask_head import (
     MaskRCNNConvUpsampleHead,
     build_mask_head,
 )
-from detlib.modeling.roi_heads.res5_heads import Res5ROIHeads
+from detlib.modeling.roi_heads.res5_heads import Res5ROIHeads, Res5ROIHeadsExtraNorm
 from detlib.modeling.roi_heads.roi_heads import (
     ROI_HEADS_REGISTRY,
     ROIHeads,
@@ -40,6 +40,7 @@ __all__ = [
     "ROIHeads",
     "RROIHeads",
     "Res5ROIHeads",
+    "Res5ROIHeadsExtraNorm",
     "StandardROIHeads",
     "build_box_head",
     "build_keypoint_head",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detlib.config import CfgNode, configurable
-from detlib.layers import ShapeSpec
+from detlib.layers import ShapeSpec, get_norm
 from detlib.modeling.backbone import BottleneckBlock, make_stage
 from detlib.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detlib.modeling.roi_heads.mask_head import build_mask_head
@@ -22,7 +22,7 @@ from detlib.modeling.roi_heads.roi_heads import (
 from detlib.structures import Boxes, ImageList, Instances
 from detlib.utils.errors import ConfigError
 
-__all__ = ["Res5ROIHeads"]
+__all__ = ["Res5ROIHeads", "Res5ROIHeadsExtraNorm"]
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -143,3 +143,20 @@ class Res5ROIHeads(ROIHeads):
     def _shared_roi_transform(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """(R, C, H, W) features of the regions of all images."""
         return self.res5(self.pooler([features[name] for name in self.in_features], boxes))
+
+
+@ROI_HEADS_REGISTRY.register()
+class Res5ROIHeadsExtraNorm(Res5ROIHeads):
+    """Heads with a norm behind res5, for pre-trained weights of any magnitude (MoCo, arXiv:1911.05722)."""
+
+    @classmethod
+    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
+        res5, out_channels = super()._build_res5_block(cfg)
+        norm = get_norm(cfg.MODEL.RESNETS.NORM, out_channels)
+        if norm is None:
+            raise ConfigError(
+                f"{cls.__name__} ends with a norm, but MODEL.RESNETS.NORM is empty; set it, or set "
+                "MODEL.ROI_HEADS.NAME: Res5ROIHeads."
+            )
+        res5.add_module("norm", norm)
+        return res5, out_channels

@@ -112,7 +112,7 @@ def tuple_of(value):
 
 
 def mask_rcnn(backbone, levels, *options):
-    sizes = tuple((2 * 2 ** int(level[1:]),) for level in levels)
+    sizes = tuple((2.0 ** (1 + int(level[-1])),) for level in levels)
     keys = ("RPN.IN_FEATURES", "ROI_HEADS.IN_FEATURES")
     features = tuple(x for key in keys for x in (key, levels))
     return target("GeneralizedRCNN", backbone, "ANCHOR_GENERATOR.SIZES", sizes, *features, *options)
@@ -162,6 +162,20 @@ def test_resnet_goes_into_retinanet_mask_rcnn_and_classifier(weights, name, way)
     path = weights(source, way)
     for model, part in resnet_targets():
         assert_handed_over(model, part, path, source.backbone.state_dict())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("heads", ["Res5ROIHeads", "Res5ROIHeadsExtraNorm"])
+def test_last_stage_goes_into_the_heads_of_a_c4_detector(weights, heads, way):
+    narrow = {**RESNET, "DEPTH": 50, "RES2_OUT_CHANNELS": 16, "WIDTH_PER_GROUP": 4}
+    source = target("ImageClassifier", "build_resnet_backbone", *options_of("RESNETS", narrow))
+    path, expected = weights(source, way), source.backbone.state_dict()
+    options = options_of("RESNETS", {**narrow, "OUT_FEATURES": ["res4"]})
+    model = mask_rcnn("build_resnet_backbone", ("res4",), "ROI_HEADS.NAME", heads, *options)
+    assert_handed_over(model, "backbone", path, expected)
+    res5 = {name.removeprefix("res5."): x for name, x in expected.items() if name.startswith("res5.")}
+    assert_handed_over(model, "roi_heads.res5", path, res5, new="norm.")
+    assert hasattr(model.roi_heads.res5, "norm") == (heads == "Res5ROIHeadsExtraNorm")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -288,3 +302,86 @@ def test_backbone_of_edges_is_refused_by_a_detector_with_what_to_do(weights, way
     model, _ = resnet_targets()[0]
     with pytest.raises(CheckpointError, match=r"edges of images, .* pre-train with .* build_resnet_backbone"):
         DetectionCheckpointer(model).load(weights(pretrained("deepcluster", sobel=True), way))
+
+
+def torchvision_names(backbone, prefix=""):
+    """The weights of detlib's ResNet under the names of torchvision."""
+    pairs = [(f"res{i}.", f"layer{i - 1}.") for i in range(2, 6)]
+    pairs += [(".shortcut.norm.", ".downsample.1."), (".shortcut.", ".downsample.0."), ("stem.conv1.norm.", "bn1.")]
+    pairs += [("stem.", ""), *((f".conv{i}.norm.", f".bn{i}.") for i in (1, 2, 3))]
+    renamed = {}
+    for name, weight in backbone.state_dict().items():
+        for own, theirs in pairs:
+            name = name.replace(own, theirs)
+        renamed[prefix + name] = weight.clone()
+    return renamed
+
+
+def zeros_like(weights, own, other):
+    return {other + name.removeprefix(own): torch.zeros_like(x) for name, x in weights.items() if name.startswith(own)}
+
+
+FOREIGN_RESNETS = {
+    # software: prefix of the backbone, prefix of its average, names of other parts, what to write behind the path
+    "torchvision": ("", None, ["fc.weight", "fc.bias"], ""),
+    "SwAV": ("module.", None, ["module.projection_head.0.weight", "module.prototypes.weight"], ""),
+    "MoCo": ("module.encoder_q.", "module.encoder_k.", ["module.encoder_q.fc.0.weight", "module.queue"], "encoder_q."),
+    "MoCo, prefix of DDP": ("module.encoder_q.", "module.encoder_k.", ["module.queue"], "module.encoder_q."),
+    "MoCo v3": ("module.base_encoder.", "module.momentum_encoder.", ["module.predictor.0.weight"], "base_encoder."),
+    "MMSelfSup": ("backbone.", "target_net.0.", ["neck.fc0.weight"], "backbone."),
+    "MMSelfSup, BYOL": ("online_net.0.", "target_net.0.", ["online_net.1.fc0.weight"], "online_net.0."),
+}
+
+
+def foreign_resnet(software):
+    own, average, others, _ = FOREIGN_RESNETS[software]
+    state = torchvision_names(pretrained("byol").backbone, own)
+    before = zeros_like(state, own, average) if average else {}
+    # The average comes first, as nothing must depend on the order.
+    return {**before, **state, **{name: torch.zeros(2) for name in others}}
+
+
+@pytest.mark.parametrize("software", FOREIGN_RESNETS)
+def test_resnet_of_other_software_goes_into_detectors_and_classifiers(tmp_path, software):
+    prefix = FOREIGN_RESNETS[software][3]
+    torch.save({"state_dict": foreign_resnet(software), "epoch": 200}, tmp_path / "foreign.pth.tar")
+    path = f"{tmp_path}/foreign.pth.tar" + (f"?prefix={prefix}" if prefix else "")
+    for model, part in resnet_targets():
+        assert_handed_over(model, part, path, pretrained("byol").backbone.state_dict())
+
+
+@pytest.mark.parametrize("software", ["MoCo", "MoCo v3", "MMSelfSup", "MMSelfSup, BYOL"])
+def test_without_its_prefix_other_software_is_refused_with_the_prefix_to_write(tmp_path, software):
+    torch.save({"state_dict": foreign_resnet(software)}, tmp_path / "foreign.pth.tar")
+    with pytest.raises(CheckpointError) as error:
+        DetectionCheckpointer(resnet_targets()[0][0]).load(f"{tmp_path}/foreign.pth.tar")
+    assert f"then write ?prefix={FOREIGN_RESNETS[software][3]} after its path" in str(error.value)
+
+
+def test_average_of_other_software_is_refused(tmp_path):
+    torch.save({"state_dict": foreign_resnet("MoCo")}, tmp_path / "foreign.pth.tar")
+    with pytest.raises(CheckpointError, match="encoder_k only follows the backbone that was trained"):
+        DetectionCheckpointer(resnet_targets()[0][0]).load(f"{tmp_path}/foreign.pth.tar?prefix=module.encoder_k.")
+
+
+@pytest.mark.parametrize(
+    ("own", "average", "suffix"),
+    [
+        ("", None, "?matching_heuristics=True"),  # MAE
+        ("module.base_encoder.", "module.momentum_encoder.", "?prefix=module.base_encoder."),  # MoCo v3
+        ("encoder.", "teacher.", "?prefix=encoder."),  # CAE
+    ],
+)
+def test_vit_of_other_software_goes_into_vitdet_and_classifier(tmp_path, own, average, suffix):
+    source = pretrained("mae")
+    state = {own + name: x for name, x in source.backbone.state_dict().items()}
+    averages = zeros_like(state, own, average) if average else {}
+    others = {name.removeprefix("neck."): x for name, x in source.neck.state_dict().items()}
+    assert "decoder_blocks.0.attn.qkv.weight" in others
+    torch.save({"model": {**averages, **state, **others, f"{own}head.0.weight": torch.zeros(2)}}, tmp_path / "vit.pth")
+    expected = source.backbone.state_dict()
+    for model, part in (
+        (vit_detector(), "backbone.net"),
+        (target("ImageClassifier", "build_vit_backbone", *vit_options()), "backbone"),
+    ):
+        assert_handed_over(model, part, f"{tmp_path}/vit.pth{suffix}", expected)
