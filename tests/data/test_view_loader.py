@@ -95,7 +95,7 @@ def test_sample_idx_is_the_same_in_all_processes(dataset, cfg, monkeypatch):
     assert all(sample["sample_idx"] == sample["image_id"] for sample in seen)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_same_seed_gives_the_same_views(dataset, cfg, num_workers):
     dataset(*SIZES)
     cfg.DATALOADER.NUM_WORKERS = num_workers

@@ -103,6 +103,46 @@ def test_channels_are_in_the_order_of_the_config(cfg):
         assert view[channel].min() == 255 and view.sum() == 16 * 255
 
 
+GRAY = np.arange(20, 260, 10, dtype=np.uint8).reshape(4, 6)  # of 4 x 6 pixels
+COLORS = np.stack([GRAY, GRAY // 2, GRAY // 4], axis=2)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(GRAY), np.stack([GRAY] * 3, axis=2)),
+        (Image.fromarray(GRAY.astype(np.uint16) * 257), np.stack([GRAY] * 3, axis=2)),  # 257 * 255 = 65535
+        (Image.fromarray(np.dstack([COLORS, GRAY])), COLORS),  # The last is how opaque a pixel is.
+        (Image.fromarray(GRAY).convert("P"), np.stack([GRAY] * 3, axis=2)),
+    ],
+    ids=["gray", "16 bits", "RGBA", "palette"],
+)
+def test_views_of_any_kind_of_file_have_three_colors_of_one_byte(cfg, tmp_path, image, expected):
+    cfg.INPUT.FORMAT = "RGB"
+    image.save(tmp_path / "a.png")
+    (view,) = mapper_of(cfg, {"AUGMENTATIONS": []})({"file_name": str(tmp_path / "a.png")})["views"]
+    assert view.dtype == torch.uint8
+    np.testing.assert_array_equal(view.permute(1, 2, 0).numpy(), expected)
+
+
+def test_views_are_upright(cfg, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The camera was turned by 90 degrees.
+    Image.fromarray(COLORS).save(tmp_path / "a.png", exif=exif)
+    cfg.INPUT.FORMAT = "RGB"
+    (view,) = mapper_of(cfg, {"AUGMENTATIONS": []})({"file_name": str(tmp_path / "a.png")})["views"]
+    np.testing.assert_array_equal(view.permute(1, 2, 0).numpy(), np.rot90(COLORS, -1))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (3, 5)])
+def test_images_smaller_than_a_crop_are_enlarged(cfg, size):
+    jitter = {"NAME": "ColorJitter", "BRIGHTNESS": 0.8, "CONTRAST": 0.8, "SATURATION": 0.8, "HUE": 0.2}
+    crop = {"NAME": "RandomResizedCrop", "SIZE": 8, "SCALE": [0.05, 0.14]}
+    entry = {"COUNT": 4, "AUGMENTATIONS": [crop, jitter, {"NAME": "GaussianBlur"}, {"NAME": "RandomFlip"}]}
+    views = mapper_of(cfg, entry)({"image": noise(*size)})["views"]
+    assert [tuple(view.shape) for view in views] == [(3, 8, 8)] * 4
+
+
 def test_split_makes_several_views_of_each(cfg):
     entry = {"COUNT": 2, "AUGMENTATIONS": [CROP], "SPLIT": {"NAME": "QuarterTurns"}}
     views = mapper_of(cfg, entry)({"image": noise(20, 30)})["views"]

@@ -153,6 +153,20 @@ def test_windows_of_resized_crop_are_within_the_ranges_of_area_and_ratio():
     assert all(crop.x0 + crop.w <= 600 and crop.y0 + crop.h <= 400 for crop in crops)
 
 
+def test_area_of_a_window_is_uniform_and_its_ratio_is_of_width_over_height():
+    policy = T.RandomResizedCrop(8, scale=(0.1, 0.5), ratio=(1, 2))
+    crops = [policy.get_transform(black(400, 600)).transforms[0] for _ in range(400)]
+    # 0.3 in the mean; were the logarithm uniform, 0.4 / log(5) = 0.249.
+    assert np.mean([crop.w * crop.h for crop in crops]) / (400 * 600) == pytest.approx(0.3, abs=0.025)
+    assert all(crop.w >= crop.h for crop in crops)
+
+
+def test_window_may_be_anywhere():
+    policy = T.RandomResizedCrop(8, scale=(0.25, 0.25), ratio=(1, 1))
+    crops = [policy.get_transform(black(4, 4)).transforms[0] for _ in range(100)]
+    assert {(crop.x0, crop.y0) for crop in crops} == {(x, y) for x in (0, 1, 2) for y in (0, 1, 2)}
+
+
 def test_image_too_long_for_any_window_is_cropped_in_the_middle():
     (crop, _) = T.RandomResizedCrop(8, scale=(1, 1), ratio=(1, 2)).get_transform(black(10, 100)).transforms
     assert (crop.x0, crop.y0, crop.w, crop.h) == (40, 0, 20, 10)
