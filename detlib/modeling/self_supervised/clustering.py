@@ -118,16 +118,19 @@ def fill_empty_clusters(
     empty = np.flatnonzero(counts == 0)
     if len(empty) == 0:
         return labels, []
-    labels, changed = labels.clone(), set(empty.tolist())
+    # Sorted once, as features that are all the same leave nearly all clusters empty: no search for each.
+    by_cluster = labels.argsort(stable=True).split(counts.tolist())
+    members = {}  # (m,) of the clusters that changed
     for cluster in empty.tolist():
         largest = int(counts.argmax())
-        members = (labels == largest).nonzero()[:, 0]
-        moved = members[halve(features[members], generator)]
-        labels[moved] = cluster
-        counts[cluster] = len(moved)
-        counts[largest] -= len(moved)
-        changed.add(largest)
-    return labels, sorted(changed)
+        own = members.get(largest, by_cluster[largest])
+        moves = halve(features[own], generator)
+        members[largest], members[cluster] = own[~moves], own[moves]
+        counts[[largest, cluster]] = len(members[largest]), len(members[cluster])
+    labels = labels.clone()
+    for cluster, own in members.items():
+        labels[own] = cluster
+    return labels, sorted(members)
 
 
 def halve(features: Tensor, generator: torch.Generator, num_iters: int = 20) -> Tensor:
@@ -139,9 +142,11 @@ def halve(features: Tensor, generator: torch.Generator, num_iters: int = 20) -> 
     """
     first = (features - features.mean(dim=0)).norm(dim=1).argmax()
     second = (features - features[first]).norm(dim=1).argmax()
-    centroids = features[torch.stack([first, second])]
+    labels, centroids = None, features[torch.stack([first, second])]
     for _ in range(num_iters):
-        labels = nearest(features, centroids)
+        before, labels = labels, nearest(features, centroids)
+        if before is not None and torch.equal(before, labels):
+            break
         centroids = cluster_means(features, labels, 2)
     num_second = int(labels.sum())
     if 0 < num_second < len(features):
