@@ -53,6 +53,15 @@ def test_every_cell_is_told_from_its_match_and_the_second_queue(densecl, samples
     assert model.head.single[1].shape == (4, 8)
 
 
+def test_negatives_of_images_and_of_cells_are_in_different_queues(densecl, samples):
+    model = densecl()
+    model.head = Recorder()
+    model.queue2.keys.zero_()
+    model(samples(4))
+    assert (model.head.dense[1] == 0).all()
+    assert (model.head.single[1] != 0).all()
+
+
 def test_cell_matches_the_most_similar_one_of_the_backbone():
     query = F.normalize(torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]]), dim=1)  # at 0, 90 and 45 degrees
     key = F.normalize(torch.tensor([[[0.1, 1.0, 1.0], [1.0, 0.9, 0.1]]]), dim=1)  # near 90, 45 and 0 degrees

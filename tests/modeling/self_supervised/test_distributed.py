@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from detlib.config import CfgNode, get_cfg
 from detlib.engine import create_ddp_model
 from detlib.modeling import build_model
-from detlib.modeling.self_supervised import KeyQueue, SimpleMemory
+from detlib.modeling.self_supervised import NCE, KeyQueue, SimpleMemory
 from detlib.modeling.self_supervised.distributed import (
     concat_all_gather,
     gather_with_gradient,
@@ -36,26 +36,58 @@ ALGORITHMS = {
         "HEAD": {"NAME": "ContrastiveHead", "TEMPERATURE": 0.5},
         "QUEUE_LEN": 8,
     },
+    "BYOL": {
+        "NECK": WIDE,
+        "HEAD": {"NAME": "LatentPredictHead", "PREDICTOR": PREDICTOR},
+        "LOSS": {"NAME": "CosineSimilarityLoss", "SHIFT": 2.0, "SCALE": 2.0},
+        "MOMENTUM": 0.9,
+    },
+    "SimSiam": {"NECK": WIDE, "HEAD": {"NAME": "LatentPredictHead", "PREDICTOR": PREDICTOR}},
     "MoCoV3": {"NECK": WIDE, "HEAD": {"NAME": "MoCoV3Head", "PREDICTOR": PREDICTOR, "TEMPERATURE": 0.5}},
+    "DenseCL": {
+        "NECK": {"NAME": "DenseCLNeck", "HID_CHANNELS": 16, "OUT_CHANNELS": 8},
+        "HEAD": {"NAME": "DenseCLHead", "TEMPERATURE": 0.5, "WARMUP_ITERS": 1},
+        "QUEUE_LEN": 8,
+    },
+    "NPID": {
+        "NECK": {"NAME": "LinearNeck", "OUT_CHANNELS": 8},
+        "HEAD": {"NAME": "ContrastiveHead", "TEMPERATURE": 0.5},
+        "MEMORY": {"NAME": "SimpleMemory", "LENGTH": 6},
+    },
+}
+
+# All that is remembered, which no process may have for itself.
+MEMORIES = {
+    "MoCo": ["queue.keys", "queue.pointer"],
+    "DenseCL": ["queue.keys", "queue.pointer", "queue2.keys", "queue2.pointer"],
+    "NPID": ["memory_bank.features"],
+    "SwAV": ["head.queue", "head.num_steps"],
 }
 
 
-def build(name, seed):
+def build(name, seed, norm="naiveSyncBN"):
     torch.manual_seed(seed)
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE = name
     cfg.MODEL.DEVICE = "cpu"
     # Few layers, so that rounding errors stay small.
-    backbone = {"NAME": "ResNet_CIFAR", "DEPTH": 18, "BASE_CHANNELS": 4, "FREEZE_AT": 0, "NORM": "naiveSyncBN"}
+    backbone = {"NAME": "ResNet_CIFAR", "DEPTH": 18, "BASE_CHANNELS": 4, "FREEZE_AT": 0, "NORM": norm}
     backbone["OUT_FEATURES"] = ["res2"]
     cfg.MODEL.merge_from_other_cfg(CfgNode({"BACKBONE": backbone, "SSL": ALGORITHMS[name]}))
-    return build_model(cfg)
+    model = build_model(cfg)
+    if name == "NPID":
+        model.memory_bank.draw_negatives = all_others_of_six  # Random ones would differ between the processes.
+    return model
+
+
+def all_others_of_six(indices):
+    return (indices[:, None] + torch.arange(1, 6)) % 6
 
 
 def batch(seed=0):
-    """4 samples, 2 of which each process gets."""
+    """4 samples, 2 of which each process gets. The third view is a small crop, for SwAV."""
     generator = torch.Generator().manual_seed(seed)
-    return [{"views": [torch.rand(3, 16, 16, generator=generator) * 255 for _ in range(2)]} for _ in range(4)]
+    return [{"views": [torch.rand(3, s, s, generator=generator) * 255 for s in (16, 16, 8)]} for _ in range(4)]
 
 
 def train(model, samples_of):
@@ -82,7 +114,26 @@ def run_process(rank, folder):
         loss, gradients = train(model, lambda step: batch(step)[2 * rank : 2 * rank + 2])
         dist.all_reduce(loss)
         torch.save((loss / 2, gradients, model.module.state_dict()), f"{folder}/{name}{rank}")
+    for name in ("MoCo", "DenseCL"):
+        torch.manual_seed(DEALT_SEED + rank)  # The first process deals.
+        torch.save(keys_of(build_with_bn(name), IMAGES[2 * rank : 2 * rank + 2]), f"{folder}/{name}_keys{rank}")
     comm.leave()
+
+
+IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+DEALT_SEED = 1
+
+
+def build_with_bn(name):
+    random_state = torch.get_rng_state()
+    model = build(name, seed=0, norm="BN")
+    torch.set_rng_state(random_state)
+    return model
+
+
+def keys_of(model, images):
+    keys = model.encode_keys(images)
+    return [keys] if isinstance(keys, torch.Tensor) else list(keys)
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +157,26 @@ def test_two_processes_have_loss_and_gradient_of_the_joint_batch(name, two_proce
         assert torch.equal(second[key], first[key])  # averaged
 
 
-@pytest.mark.parametrize(
-    ("name", "buffers"), [("MoCo", ["queue.keys", "queue.pointer"]), ("SwAV", ["head.queue", "head.num_steps"])]
-)
-def test_queues_are_the_same_in_both_processes_and_in_one(name, buffers, two_processes):
+@pytest.mark.parametrize(("name", "buffers"), MEMORIES.items())
+def test_memories_are_the_same_in_both_processes_and_in_one(name, buffers, two_processes):
     model = build(name, seed=0)
     train(model, batch)
     (_, _, first), (_, _, second) = two_processes(name)
     for buffer in buffers:
         assert torch.equal(first[buffer], second[buffer])
         torch.testing.assert_close(first[buffer], model.state_dict()[buffer], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["MoCo", "DenseCL"])
+def test_keys_are_made_of_dealt_batches_and_come_back_to_their_images(name, two_processes):
+    model = build_with_bn(name)
+    torch.manual_seed(DEALT_SEED)
+    order = torch.randperm(4)
+    assert {*order[:2].tolist()} not in ({0, 1}, {2, 3})  # Otherwise dealing would change nothing.
+    # Batch norm sees one dealt half at a time; of a half, the order does not matter.
+    halves = [keys_of(model, IMAGES[half]) for half in order.chunk(2)]
+    for parts, first, second in zip(zip(*halves), *two_processes(f"{name}_keys")):
+        torch.testing.assert_close(torch.cat([first, second]), torch.cat(parts)[order.argsort()])
 
 
 def check_parts(rank):
@@ -160,6 +221,10 @@ def check_parts(rank):
     # Sample 3 comes in both processes: the second one is later.
     bank.update(torch.tensor([3, rank]), embeddings[2 * rank : 2 * rank + 2])
     torch.testing.assert_close(bank.features[[0, 1, 3]], embeddings[[1, 3, 2]])
+
+    nce = NCE(num_samples=10)
+    nce(joint[2 * rank : 2 * rank + 2] / 4, torch.tensor([0, 0]))
+    torch.testing.assert_close(nce.normalizer, 10 * (joint / 4).exp().mean())  # the same in both
 
 
 def test_gathers_sums_shuffles_and_memories_work_over_two_processes(two_processes):

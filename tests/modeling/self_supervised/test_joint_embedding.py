@@ -97,6 +97,14 @@ def test_features_of_the_first_view_change_nothing(name, batch):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_features_in_training_change_nothing_but_statistics(name, batch):
+    model = build(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model(batch, mode="tensor")
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert all(key.startswith("backbone.") and ("running_" in key or "num_batches" in key) for key in changed)
+
+
 def test_loss_changes_the_buffers_that_it_should_and_no_others(name, batch):
     model = build(name)
     before = {key: value.clone() for key, value in model.named_buffers()}
@@ -130,6 +138,14 @@ def test_plain_trainer_trains_it(name, batch):
     unchanged = {key for key, p in model.named_parameters() if torch.equal(p, before[key])}
     assert unchanged == {key for key in before if "patch_embed" in key}  # that of MoCo v3, and its copy
     assert trainer.storage.latest()["embedding_spread"][0] > 0
+
+
+def test_optimizer_has_what_learns_and_nothing_else(name):
+    cfg = read(name)
+    model = build_model(cfg)
+    optimized = [p for group in build_optimizer(cfg, model).param_groups for p in group["params"]]
+    assert len(optimized) == len(set(optimized))
+    assert set(optimized) == {p for p in model.parameters() if p.requires_grad}
 
 
 def test_all_that_does_not_learn_says_that_it_is_meant_to(name):

@@ -57,6 +57,14 @@ def test_cosine_goes_from_the_momentum_to_1(num_updates, momentum):
     assert float(encoder.current_momentum) == pytest.approx(momentum, abs=1e-6)
 
 
+def test_update_keeps_the_share_that_the_cosine_says():
+    encoder = MomentumEncoder(linear(0.0), None, momentum=0.5, schedule="cosine", max_updates=4)
+    encoder.num_updates.fill_(2)  # half-way: 0.75
+    encoder.update(linear(8.0), None)
+    assert encoder.backbone.weight.item() == pytest.approx(2.0)
+    assert encoder.num_updates == 3
+
+
 def test_constant_momentum_is_constant():
     encoder = MomentumEncoder(linear(0.0), None, momentum=0.9)
     encoder.num_updates.fill_(1000)
