@@ -85,9 +85,13 @@ def all_others_of_six(indices):
 
 
 def batch(seed=0):
-    """4 samples, 2 of which each process gets. The third view is a small crop, for SwAV."""
+    """4 of 6 samples, 2 of which each process gets; the next batch begins 2 samples later.
+
+    The third view is a small crop, for SwAV.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return [{"views": [torch.rand(3, s, s, generator=generator) * 255 for s in (16, 16, 8)]} for _ in range(4)]
+    samples = [{"views": [torch.rand(3, s, s, generator=generator) * 255 for s in (16, 16, 8)]} for _ in range(4)]
+    return [{**sample, "sample_idx": (i + 2 * seed) % 6} for i, sample in enumerate(samples)]
 
 
 def train(model, samples_of):
