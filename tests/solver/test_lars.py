@@ -58,6 +58,15 @@ def test_at_most_one_dimension_has_neither_decay_nor_scaling(values):
     torch.testing.assert_close(bias.data, torch.tensor(values) * 0.9)
 
 
+def test_defaults_are_those_of_the_releases():
+    w = parameter([[3.0, 4.0]], grad=[[0.0, 2.0]])
+    optimizer = LARS([w], lr=1.0)
+    optimizer.step()  # The gradient becomes 2 * 0.001 * 5 / 2 = 0.005.
+    torch.testing.assert_close(w.data, torch.tensor([[3.0, 3.995]]))
+    assert optimizer.defaults["momentum"] == 0.9
+    assert optimizer.defaults["weight_decay"] == 0
+
+
 def test_parameters_of_one_group_do_not_touch_each_other():
     params = [parameter([[2.0]], [[8.0]]), parameter([2.0], [8.0]), parameter([[6.0]], [[1.0]])]
     params.append(nn.Parameter(torch.ones(1)))  # without gradient

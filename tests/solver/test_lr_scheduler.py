@@ -47,7 +47,8 @@ def test_rescaled_schedule_starts_after_the_warmup(optimizer):
 def test_rescaled_cosine_is_at_the_base_after_the_warmup_and_at_half_of_it_midway(optimizer):
     warmup = WarmupParamScheduler(CosineParamScheduler(1, 0), 0.1, 10 / 110, "linear", rescale_interval=True)
     lr = rates(optimizer, LRMultiplier(optimizer, warmup, max_iter=110), 110)
-    assert [lr[t] for t in (0, 10, 60, 110)] == pytest.approx([0.5, 5.0, 2.5, 0.0])
+    # The warm-up is a straight line to the base rate itself, from 0.5 over 2.75.
+    assert [lr[t] for t in (0, 5, 10, 60, 110)] == pytest.approx([0.5, 2.75, 5.0, 2.5, 0.0])
 
 
 def test_multiplier_resumes_where_its_state_was_saved(optimizer):
