@@ -74,7 +74,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--knn", action="store_true", help="let the nearest training images vote")
     parser.add_argument("--linear", action="store_true", help="train a linear layer on the features")
     parser.add_argument("--plot", metavar="PICTURE", help="draw test features as points (.png, .svg or .pdf)")
-    parser.add_argument("--feature", default="", metavar="NAME", help="output of the backbone (default: its last map)")
+    parser.add_argument(
+        "--feature",
+        default="",
+        metavar="NAME",
+        help="output of the backbone (default: MODEL.SSL.IN_FEATURE or last map)",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="take N random images of each split")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per batch (default: 32)")
     parser.add_argument(
@@ -163,7 +168,9 @@ def features_of(cfg: CfgNode, args: argparse.Namespace, weights: str) -> tuple[L
         build_feature_loader(cfg, args.batch_size, names, args.limit)
         for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     ]
-    train, test = (extract_features(model, loader, args.feature).to(device) for loader in loaders)
+    train, test = (
+        extract_features(model, loader, args.feature or cfg.MODEL.SSL.IN_FEATURE).to(device) for loader in loaders
+    )
     return train, test
 
 

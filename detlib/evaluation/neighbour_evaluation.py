@@ -35,7 +35,8 @@ NUM_NEIGHBOURS = 20  # DINO found it the best for most of its models (arXiv:2104
 def evaluate_neighbours(cfg: CfgNode, model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
     """Classify each dataset of DATASETS.TEST by the nearest images of DATASETS.TRAIN; see :func:`knn_accuracies`.
 
-    Images are prepared as :func:`~detlib.data.build_feature_loader` says. Among the training datasets only those count
+    Features are those of MODEL.SSL.IN_FEATURE, or else of the last map of the backbone; images are prepared as
+    :func:`~detlib.data.build_feature_loader` says. Among the training datasets only those count
     whose images have a class each, and of the same classes. A dataset for which there are none, or which has no classes
     itself, is not evaluated, and the log says why.
 
@@ -48,7 +49,7 @@ def evaluate_neighbours(cfg: CfgNode, model: nn.Module) -> Iterator[tuple[str, d
     """
     batch_size = max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1)
     loader_of = cache(lambda name: _labelled_loader(cfg, name, batch_size))
-    features_of = cache(lambda name: _own_features(model, loader_of(name)))  # Once, also for several test sets.
+    features_of = cache(lambda name: _own_features(cfg, model, loader_of(name)))  # Once, also for several test sets.
     for name in cfg.DATASETS.TEST:
         try:
             loader_of(name)
@@ -97,9 +98,9 @@ def _names_of_neighbours(cfg: CfgNode, test_name: str, loader_of: Callable[[str]
     return names
 
 
-def _own_features(model: nn.Module, loader: DataLoader) -> LabelledFeatures | None:
+def _own_features(cfg: CfgNode, model: nn.Module, loader: DataLoader) -> LabelledFeatures | None:
     """Of the images that this process has to do; None if there are fewer images than processes, and none for this."""
-    return extract_features(model, loader) if len(loader) else None
+    return extract_features(model, loader, cfg.MODEL.SSL.IN_FEATURE) if len(loader) else None
 
 
 def _joined(parts: list[LabelledFeatures | None]) -> LabelledFeatures | None:

@@ -83,6 +83,14 @@ def test_images_are_prepared_as_for_testing_and_not_padded(evaluate, cfg):
     assert sorted(model.sizes) == [(1, 3, 8, 4), (2, 3, 4, 4), (3, 3, 4, 4)]
 
 
+def test_feature_is_the_one_that_the_model_learns_from(evaluate, cfg, monkeypatch):
+    cfg.MODEL.SSL.IN_FEATURE = "cls_token"
+    model = MeanColour()
+    monkeypatch.setattr(model.backbone, "forward", lambda x: {"map": x, "cls_token": x.new_ones(len(x), 3)})
+    (results,) = evaluate([TRAIN], [TEST[:2]], model).values()
+    assert results["knn"]["top1"] == 50  # All tokens are the same, so that most votes are for the second class.
+
+
 def test_features_of_the_training_set_are_computed_once(evaluate):
     model = MeanColour()
     first, second = evaluate([TRAIN], [TEST, TEST[:1]], model).values()
