@@ -77,3 +77,8 @@ def test_similarities_are_exact_to_float32_under_autocast():
         assert similarities(a, torch.tensor([[0.0, 1.0], [1.0, 1.0]])).tolist() == [
             [pytest.approx(1e-4), pytest.approx(1.0001, abs=1e-7)]
         ]
+
+
+def test_similarities_of_short_floats_are_in_float32():
+    a = torch.tensor([[1.0, 2**-8]], dtype=torch.bfloat16)
+    assert similarities(a, a).tolist() == [[1 + 2**-16]]
