@@ -35,7 +35,7 @@ NOT_WEIGHTS = re.compile(
 # Ends of many names, which do not tell where a weight belongs: a ViT's last norm is none of a detector's heads.
 VAGUE_NAMES = {"weight", "bias", "norm.weight", "norm.bias"}
 
-PREFIX_SUFFIX = re.compile(r"\?prefix=([\w.]+)$")
+PREFIX_SUFFIX = re.compile(r"\?prefix=([^?&/]+)$")
 
 
 class DetectionCheckpointer(Checkpointer):
@@ -149,6 +149,7 @@ class DetectionCheckpointer(Checkpointer):
         if incompatible is not None:
             missing = [name for name in incompatible.missing_keys if name.startswith(own_prefix)]
             incompatible = incompatible._replace(missing_keys=missing)
+            refuse_other_backbone(address, incompatible, self.model.state_dict())
             refuse_other_model(address, incompatible, names, module_name)
             self._log_incompatible_keys(incompatible, names, module_name)
 

@@ -288,6 +288,8 @@ def test_backbone_of_another_width_or_depth_is_refused_with_the_keys_to_change(w
     model = target("ImageClassifier", "build_resnet_backbone", *options_of("RESNETS", {**RESNET, **other}))
     with pytest.raises(CheckpointError, match=r"has another backbone: \d+ of its .* MODEL\.RESNETS, VIT or SWIN"):
         DetectionCheckpointer(model).load(weights(pretrained("moco"), way))
+    with pytest.raises(CheckpointError, match="has another backbone"):
+        DetectionCheckpointer(model).load_part("backbone", weights(pretrained("moco"), way))
 
 
 @pytest.mark.parametrize("way", WAYS)
