@@ -224,6 +224,8 @@ class CollapseWarning(HookBase):
 class VisualizePredictions(HookBase):
     """Draws the first image of the batch with its ground truth beside what the model predicts for it by now.
 
+    Of self-supervised training, whose samples have views in place of an image, it draws these as they are.
+
     The drawing goes to the storage, from where TensorBoard shows it. Works for every model that follows the contract:
     what it draws depends on the fields in the input and in the output.
     """
@@ -245,8 +247,14 @@ class VisualizePredictions(HookBase):
 
     def after_step(self) -> None:
         if self._period > 0 and (self.trainer.iter + 1) % self._period == 0 and self.trainer.last_batch:
-            drawing = self._draw(self.trainer.last_batch[0])
-            self.trainer.storage.put_image("ground truth left, predictions right", drawing.transpose(2, 0, 1))
+            sample = self.trainer.last_batch[0]
+            if "views" in sample:
+                views = (rgb_image({"image": view}, self._image_format) for view in sample["views"])
+                drawings = {f"view {i}": view for i, view in enumerate(views)}
+            else:
+                drawings = {"ground truth left, predictions right": self._draw(sample)}
+            for name, drawing in drawings.items():
+                self.trainer.storage.put_image(name, drawing.transpose(2, 0, 1))
 
     def _draw(self, sample: dict[str, Any]) -> np.ndarray:
         rgb = rgb_image(sample, self._image_format)

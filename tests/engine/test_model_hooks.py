@@ -86,8 +86,8 @@ class DetectorOfOneBox(nn.Module):
         return [{"instances": found}]
 
 
-def drawing_of(sample, image_format="BGR", model=None):
-    """What the hook puts into the storage, and the model afterwards."""
+def drawings_of(sample, image_format="BGR", model=None):
+    """What the hook puts into the storage, by name, and the model afterwards."""
     model = DetectorOfOneBox() if model is None else model
     trainer = toy_trainer(1)
     trainer.model, trainer.data_loader = model, iter(lambda: [sample], None)
@@ -95,7 +95,7 @@ def drawing_of(sample, image_format="BGR", model=None):
 
     class Keep(HookBase):
         def after_step(self):
-            seen.extend(self.trainer.storage._images)
+            seen.extend((name, image) for name, image, _ in self.trainer.storage._images)
             self.trainer.storage.clear_images()
 
     trainer.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -103,8 +103,15 @@ def drawing_of(sample, image_format="BGR", model=None):
     model.norm.eval()
     trainer.register_hooks([hooks.VisualizePredictions(2, image_format), Keep()])
     trainer.train(0, 3)
-    assert len(seen) == 1
-    return seen[0][1], model
+    assert len(seen) == len(dict(seen))
+    return dict(seen), model
+
+
+def drawing_of(sample, image_format="BGR", model=None):
+    """The one drawing, and the model."""
+    drawings, model = drawings_of(sample, image_format, model)
+    (drawing,) = drawings.values()
+    return drawing, model
 
 
 def test_visualize_predictions_draws_truth_beside_predictions_every_period():
@@ -119,6 +126,14 @@ def test_visualize_predictions_draws_truth_beside_predictions_every_period():
     assert not np.array_equal(left, right)
     assert model.training
     assert not model.norm.training  # a part that was in evaluation mode stays there
+
+
+def test_visualize_predictions_draws_the_views_of_self_supervised_training():
+    views = [torch.zeros(3, size, size, dtype=torch.uint8) for size in (32, 16)]
+    views[0][0] = 255
+    drawings, _ = drawings_of({"views": views})
+    assert {name: drawing.shape for name, drawing in drawings.items()} == {"view 0": (3, 32, 32), "view 1": (3, 16, 16)}
+    assert drawings["view 0"][:, 0, 0].tolist() == [0, 0, 255]  # BGR in, RGB out
 
 
 def test_visualize_predictions_works_without_annotations_and_without_objects():
