@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from detlib.modeling.backbone import Backbone, get_vit_lr_decay_rate
@@ -37,6 +38,7 @@ class VisionTransformer(Backbone):
         layer_scale: float = 0.0,
         drop_path_rate: float = 0.0,
         column_first: bool = False,
+        use_act_checkpoint: bool = False,
         out_features: Sequence[str] = ("last_feat",),
     ) -> None:
         """
@@ -45,6 +47,7 @@ class VisionTransformer(Backbone):
             k_bias: see :class:`TransformerBlock`; layer_scale too.
             drop_path_rate: of the last block; the first has 0, those between lie on a line.
             column_first: layout of the positions, see :func:`sin_cos_positions`.
+            use_act_checkpoint: compute blocks again in the backward pass, to save memory.
             out_features: "last_feat", the map of the patches, and "cls_token", in the order wanted.
         """
         super().__init__()
@@ -54,6 +57,7 @@ class VisionTransformer(Backbone):
             raise ConfigError(
                 f"MODEL.BACKBONE.OUT_FEATURES is {list(out_features)}; choose from last_feat and cls_token"
             )
+        self.use_act_checkpoint = use_act_checkpoint
         self.patch_size = patch_size
         self.grid_size = img_size // patch_size
         self.num_patches = self.grid_size**2
@@ -118,8 +122,9 @@ class VisionTransformer(Backbone):
         """Any of the patches (N, T, D), behind the class token: (N, 1 + T, D), normalised."""
         cls_token = self.cls_token + self.pos_embed[:, :1]
         x = torch.cat([cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        recompute = self.use_act_checkpoint and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return self.norm(x)
 
     def lr_factor(self, name: str, decay: float) -> float:

@@ -135,8 +135,37 @@ def test_layer_scale_of_nearly_nothing_makes_a_block_the_identity():
     torch.testing.assert_close(TransformerBlock(32, 4, layer_scale=1e-9)(x), x)
 
 
+def test_drop_path_skips_branches_of_some_images_and_scales_those_of_the_others():
+    torch.manual_seed(0)
+    block = TransformerBlock(32, 4, drop_path=0.5)
+    for parameter in block.mlp.fc2.parameters():  # leaves attention
+        nn.init.zeros_(parameter)
+    x = torch.rand(1, 5, 32).expand(64, -1, -1)
+    branch = block.eval()(x) - x
+    dropped = block.train()(x) - x
+    skips = [torch.allclose(image, torch.zeros(1), atol=1e-5) for image in dropped]
+    assert 10 < sum(skips) < 54
+    factors = torch.tensor([0.0 if skip else 2.0 for skip in skips])[:, None, None]
+    torch.testing.assert_close(dropped, factors * branch, rtol=1e-3, atol=1e-5)
+
+
 def test_drop_path_grows_from_0_to_the_rate():
     assert [block.drop_path.p for block in tiny_vit(depth=3, drop_path_rate=0.2).blocks] == [0.0, 0.1, 0.2]
+
+
+def test_blocks_that_are_computed_again_have_the_same_gradients_and_keep_fewer_values():
+    kept, gradients = [], []
+    for recompute in (False, True):
+        vit = tiny_vit(use_act_checkpoint=recompute, drop_path_rate=0.5)
+        torch.manual_seed(1)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+            loss = vit(torch.ones(4, 3, 32, 32))["last_feat"].square().sum()
+        loss.backward()
+        kept.append(sum(sizes))
+        gradients.append(torch.cat([p.grad.flatten() for p in vit.parameters()]))
+    assert torch.equal(*gradients)
+    assert kept[1] < kept[0] / 2
 
 
 def test_lr_factor_is_1_at_the_top_and_lowest_for_patches_and_class_token():
