@@ -43,6 +43,8 @@ class MAE(SelfSupModel):
     Masks are drawn here, anew for each batch.
     """
 
+    needs = ("NECK", "HEAD")
+
     @configurable
     def __init__(self, *, mask_ratio: float = 0.75, **parts: Any) -> None:
         """
@@ -62,7 +64,7 @@ class MAE(SelfSupModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {**ssl_parts(cfg), "mask_ratio": cfg.MODEL.SSL.MASK_RATIO}
+        return {**ssl_parts(cfg, cls.needs), "mask_ratio": cfg.MODEL.SSL.MASK_RATIO}
 
     def tensor(self, views: list[Tensor], samples: list[dict[str, Any]]) -> Tensor:
         """The pixels that the decoder predicts for each patch: (N, L, p * p * 3), in the order (row, column, channel).
@@ -219,8 +221,29 @@ class MAEPretrainHead(nn.Module):
         patches = patchify(images, self.patch_size)
         if not self.norm_pix:
             return patches
-        var, mean = torch.var_mean(patches, dim=2, keepdim=True)  # unbiased, as in the authors' code
-        return (patches - mean) / (var + 1e-6).sqrt()
+        mean, std = _mean_and_std(patches)
+        return (patches - mean) / std
+
+    @torch.no_grad()
+    def pixels(self, prediction: Tensor, images: Tensor) -> Tensor:
+        """Undo :meth:`target`, for pictures: (N, L, p * p * 3), normalised as the images.
+
+        Where patches are normalised, their mean and contrast are those of the images, as no prediction tells them.
+
+        Args:
+            prediction: (N, L, p * p * 3).
+            images: (N, 3, H, W), normalised.
+        """
+        if not self.norm_pix:
+            return prediction
+        mean, std = _mean_and_std(patchify(images, self.patch_size))
+        return prediction * std + mean
+
+
+def _mean_and_std(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the values of each patch, (N, L, 1)."""
+    var, mean = torch.var_mean(patches, dim=2, keepdim=True)  # unbiased, as in the authors' code
+    return mean, (var + 1e-6).sqrt()
 
 
 @LOSS_REGISTRY.register()

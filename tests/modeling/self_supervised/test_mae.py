@@ -8,6 +8,9 @@ from detlib.modeling.self_supervised.mae import MAEPretrainDecoder, MAEPretrainH
 from detlib.modeling.self_supervised.masking import patchify
 from detlib.utils.errors import ConfigError, DatasetError
 
+PATCH_EMBED = ("patch_embed.proj.weight", "patch_embed.proj.bias")
+BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+
 
 @pytest.fixture
 def cfg():
@@ -59,6 +62,16 @@ def test_positions_are_those_of_the_column_first_and_not_learned():
     assert "pos_embed" not in dict(vit.named_parameters())
 
 
+def test_decoder_adds_positions_with_the_column_first_to_mask_tokens_and_visible_patches():
+    decoder = MAEPretrainDecoder(8, patch_size=2, grid_size=3, embed_dim=8, depth=0, num_heads=1)
+    decoder.decoder_embed = decoder.decoder_norm = decoder.decoder_pred = torch.nn.Identity()
+    decoder.mask_token.data.zero_()
+    decoded = decoder(torch.zeros(1, 3, 8), torch.arange(9)[None])[0]  # patches 0 and 1 are visible, and also zeros
+    row, column = torch.tensor([0.0, 0.0]), torch.tensor([2.0, 0.02])  # frequencies 1 and 1 / 100
+    torch.testing.assert_close(decoded[2], torch.cat([column.sin(), column.cos(), row.sin(), row.cos()]))
+    assert torch.equal(decoded, decoder.decoder_pos_embed[0, 1:])
+
+
 def test_noise_that_is_given_decides_what_is_hidden():
     vit = MAEViT(img_size=32, patch_size=8, embed_dim=8, depth=1, num_heads=2)
     _, mask, _ = vit.encode_visible(torch.rand(1, 3, 32, 32), 0.75, torch.arange(16.0)[None])
@@ -92,10 +105,31 @@ def test_decoder_puts_visible_patches_where_they_came_from_and_mask_tokens_elsew
     assert decoded[0, :, 0].tolist() == [7, -1, -1, 5]
 
 
+def test_mask_token_starts_small_and_linear_layers_of_the_decoder_xavier_uniform():
+    torch.manual_seed(0)
+    decoder = MAEPretrainDecoder(64, embed_dim=128, depth=1, num_heads=2)
+    assert 0.015 < decoder.mask_token.std() < 0.025
+    bound = (6 / (64 + 128)) ** 0.5
+    assert 0.99 * bound < decoder.decoder_embed.weight.abs().max() <= bound
+    assert not any(p.any() for name, p in decoder.named_parameters() if name.endswith("bias"))
+
+
 def test_target_is_normalised_with_the_unbiased_variance_of_all_values_of_a_patch():
     target = MAEPretrainHead(patch_size=8).target(torch.rand(2, 3, 32, 32, dtype=torch.float64))
     torch.testing.assert_close(target.mean(dim=2), torch.zeros(2, 16, dtype=torch.float64))
     torch.testing.assert_close(target.var(dim=2, unbiased=True), torch.ones(2, 16).double(), atol=1e-4, rtol=0)
+
+
+def test_target_of_a_nearly_flat_patch_is_kept_small():
+    pixel = torch.tensor([0.0, 1e-3, 2e-3]).view(1, 3, 1, 1)  # variance 1e-6, to which 1e-6 is added
+    target = MAEPretrainHead(patch_size=1).target(pixel)[0, 0]
+    torch.testing.assert_close(target, torch.tensor([-(0.5**0.5), 0.0, 0.5**0.5]))
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_pixels_undo_the_target(norm_pix):
+    head, images = MAEPretrainHead(patch_size=8, norm_pix=norm_pix), torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(head.pixels(head.target(images), images), patchify(images, 8))
 
 
 def test_target_of_a_flat_patch_is_zero():
@@ -121,6 +155,16 @@ def test_loss_of_a_right_prediction_is_zero_whatever_is_said_of_visible_patches(
     prediction = head.target(images).clone()
     prediction[:, 1] = 7.0
     assert head(prediction, images, mask) == 0
+
+
+def test_loss_compares_the_prediction_with_the_normalised_image(cfg):
+    cfg.MODEL.SSL.HEAD.NORM_PIX = False
+    model, batch = build_model(cfg), samples()
+    targets = []
+    model.head.loss_module.register_forward_pre_hook(lambda module, args: targets.append(args[1]))
+    model(batch)
+    images = torch.stack([sample["views"][0] for sample in batch])
+    torch.testing.assert_close(targets[0], patchify((images - model.pixel_mean) / model.pixel_std, 8))
 
 
 def test_tensor_is_the_prediction_for_each_patch(cfg):
@@ -180,6 +224,17 @@ def test_another_backbone_is_an_error(cfg):
     cfg.MODEL.SSL.NECK.PATCH_SIZE = 8
     with pytest.raises(ConfigError, match=r"MODEL\.BACKBONE of MAE must be a MAEViT"):
         build_model(cfg)
+
+
+def test_weights_have_the_names_of_the_authors():
+    block = [f"blocks.0.{layer}.{kind}" for layer in BLOCK for kind in ("weight", "bias")]
+    vit = MAEViT(img_size=32, patch_size=8, embed_dim=8, depth=1, num_heads=2).state_dict()
+    assert vit.keys() == {"cls_token", "pos_embed", *PATCH_EMBED, *block, "norm.weight", "norm.bias"}
+    assert vit["pos_embed"].shape == (1, 1 + 16, 8)
+    assert vit["blocks.0.attn.qkv.weight"].shape == (3 * 8, 8)
+    decoder = MAEPretrainDecoder(8, patch_size=8, grid_size=4, embed_dim=8, depth=1, num_heads=2).state_dict()
+    linear = [f"decoder_{layer}.{kind}" for layer in ("embed", "norm", "pred") for kind in ("weight", "bias")]
+    assert decoder.keys() == {"mask_token", "decoder_pos_embed", *linear, *(f"decoder_{name}" for name in block)}
 
 
 def test_weights_under_the_names_of_the_authors_load(cfg, tmp_path):
