@@ -71,14 +71,20 @@ class DALLEEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """The words of images (N, 3, H, W) in 0 to 255: (N, H / 8, W / 8)."""
-        x = self.blocks["input"](images / 255 * 0.8 + 0.1)  # The VAE learned on this range (app. A.3).
+        """The words of images (N, 3, H, W), RGB in 0 to 255: (N, H / 8, W / 8)."""
+        x = images / 255 * 0.8 + 0.1  # The VAE learned on this range (app. A.3).
+        # The best scores lie so close to each other that in half precision other words would win.
+        with torch.autocast(images.device.type, enabled=False):
+            return self._scores(x.to(self.blocks["input"].weight.dtype)).argmax(dim=1)
+
+    def _scores(self, x: Tensor) -> Tensor:
+        x = self.blocks["input"](x)
         for group in range(1, NUM_GROUPS + 1):
             for block in self.blocks[f"group_{group}"].values():
                 x = block(x)
             if group < NUM_GROUPS:
                 x = F.max_pool2d(x, 2)
-        return self.blocks["output"]["conv"](F.relu(x)).argmax(dim=1)
+        return self.blocks["output"]["conv"](F.relu(x))
 
     def _init_random(self, seed: int) -> None:
         if self.blocks["input"].weight.is_meta:

@@ -26,6 +26,13 @@ def test_words_are_those_of_the_vocabulary_and_differ_between_patches():
     assert len(words.unique()) > 2
 
 
+def test_words_are_the_same_in_mixed_precision():
+    encoder = DALLEEncoder(hid_channels=8, vocab_size=4096)  # so many words that the best are close to each other
+    words = encoder(images(4, 64))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(encoder(images(4, 64)), words)
+
+
 def test_published_layers():
     with torch.device("meta"):
         weights = published_names(DALLEEncoder().state_dict())
