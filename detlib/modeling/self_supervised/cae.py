@@ -40,6 +40,8 @@ class CAE(SelfSupModel):
     ``target_image`` (3, 8 h, 8 w), for h x w patches, with the same crop of the image in the range of ``INPUT.FORMAT``.
     """
 
+    needs = ("NECK", "HEAD", "TARGET_GENERATOR")
+
     @configurable
     def __init__(self, *, teacher: MomentumEncoder, target_generator: nn.Module, **parts: Any) -> None:
         """
@@ -51,9 +53,10 @@ class CAE(SelfSupModel):
         super().__init__(**parts)
         if not isinstance(self.backbone, CAEViT):
             raise ConfigError(f"MODEL.BACKBONE of CAE must be a CAEViT; it is a {type(self.backbone).__name__}")
-        if self.neck.vocab_size != target_generator.vocab_size:
+        vocab_size = getattr(self.neck, "vocab_size", None)
+        if vocab_size != target_generator.vocab_size:
             raise ConfigError(
-                f"MODEL.SSL.NECK.VOCAB_SIZE is {self.neck.vocab_size}, but MODEL.SSL.TARGET_GENERATOR has "
+                f"MODEL.SSL.NECK.VOCAB_SIZE is {vocab_size}, but MODEL.SSL.TARGET_GENERATOR has "
                 f"{target_generator.vocab_size} words"
             )
         self.teacher = teacher
@@ -62,7 +65,7 @@ class CAE(SelfSupModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        parts = ssl_parts(cfg)
+        parts = ssl_parts(cfg, cls.needs)
         return {
             **parts,
             "teacher": build_momentum_encoder(cfg, parts["backbone"], None),

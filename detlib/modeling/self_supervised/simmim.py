@@ -30,6 +30,8 @@ class SimMIM(SelfSupModel):
     Besides ``views`` samples have a ``mask`` of the patches that are hidden: (H / 4, W / 4) for patches of 4 pixels.
     """
 
+    needs = ("NECK", "HEAD")
+
     @configurable
     def __init__(self, **parts: Any) -> None:
         """
@@ -43,8 +45,11 @@ class SimMIM(SelfSupModel):
             )
 
     def tensor(self, views: list[Tensor], samples: list[dict[str, Any]]) -> Tensor:
-        """The image that is predicted, normalised, (N, 3, H, W)."""
-        return self.neck(self._encode(views[0], self._masks(views[0], samples)))
+        """The image that is predicted, normalised, (N, 3, H, W); where no sample has a mask, nothing is hidden."""
+        if any("mask" in sample for sample in samples):
+            return self.neck(self._encode(views[0], self._masks(views[0], samples)))
+        check_size(views[0], self.backbone)
+        return self.neck(self.feature_map(views[0]))
 
     def loss(self, views: list[Tensor], samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """``loss``: the absolute error on hidden pixels."""

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from detlib.config import get_cfg
+from detlib.data.view_mapper import build_views
 from detlib.engine import SimpleTrainer
 from detlib.modeling import build_model
 from detlib.solver import build_lr_scheduler, build_optimizer
+from detlib.utils.errors import ConfigError
 from detlib.utils.events import EventStorage
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "SelfSupervised"
@@ -63,6 +65,43 @@ def test_loss_is_finite_and_reaches_every_trainable_parameter_and_no_other(name)
 def test_only_teacher_and_tokenizer_are_frozen(name):
     frozen = {n.split(".")[0] for n, p in build_tiny(name).named_parameters() if not p.requires_grad}
     assert frozen == ({"teacher", "target_generator"} if name == "cae" else set())
+
+
+def test_batch_of_one_is_learned_from_and_predicted(name):
+    model = build_tiny(name)
+    assert all(loss.isfinite() for loss in model(samples(name, 1)).values())
+    assert len(model.eval()(samples(name, 1), mode="predict")) == 1
+
+
+def test_plain_image_gives_a_tensor_in_evaluation(name):
+    image = samples(name, 1)[0]["views"][0]
+    assert len(build_tiny(name).eval()([{"image": image}])) == 1
+
+
+def test_features_are_had_of_images_of_other_sizes_without_a_mask(name):
+    features = build_tiny(name).eval().extract_feat(torch.rand(1, 3, 96, 80))
+    assert [tuple(x.shape) for x in features.values()] == [(1, 64, 12, 10)]
+
+
+def test_loss_of_a_batch_is_the_mean_of_its_halves_as_processes_average_it(name, monkeypatch):
+    model, batch = build_tiny(name), samples(name)
+    if name == "mae":
+        encode = model.backbone.encode_visible
+
+        def encode_same(images, mask_ratio):  # Pixels in place of noise hide the same patches each time.
+            return encode(images, mask_ratio, images[:, 0, ::8, ::8].flatten(1))
+
+        monkeypatch.setattr(model.backbone, "encode_visible", encode_same)
+    whole, *halves = (sum(model(part).values()) for part in (batch, batch[:1], batch[1:]))
+    torch.testing.assert_close(sum(halves) / 2, whole)
+
+
+@pytest.mark.parametrize("part", ["NECK", "HEAD"])
+def test_part_that_is_not_named_is_an_error_with_its_key(name, part):
+    cfg = read(f"tiny/{name}.yaml")
+    cfg.MODEL.SSL[part] = {"NAME": ""}
+    with pytest.raises(ConfigError, match=rf"needs MODEL\.SSL\.{part}, as"):
+        build_model(cfg)
 
 
 def test_mode_is_loss_when_training_and_else_tensor(name):
@@ -152,6 +191,32 @@ def test_recipe_warms_up_and_ends_as_published(name):
         scheduler.last_epoch = iteration
         lrs[iteration] = scheduler.get_lr()[0]
     assert list(lrs.values()) == pytest.approx([first, highest, (highest + last) / 2, last])
+
+
+def test_recipe_clips_and_averages_gradients_as_published(name):
+    cfg = read(RECIPES[name])
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    longest = {"mae": None, "simmim": ("full_model", 5.0), "cae": ("full_model", 3.0)}[name]
+    assert longest == ((clip.CLIP_TYPE, clip.CLIP_VALUE) if clip.ENABLED else None)
+    optimizer = build_optimizer(cfg, torch.nn.Linear(1, 1))
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.defaults["betas"] == (0.9, 0.95 if name == "mae" else 0.999)
+
+
+def test_recipe_crops_and_flips_only_and_hides_as_many_patches_as_published(name):
+    (view,) = build_views(read(RECIPES[name]))
+    size, smallest, interp, num_hidden = {
+        "mae": (224, 0.2, "BICUBIC", None),
+        "simmim": (192, 0.67, "BILINEAR", 22 * 64),
+        "cae": (224, 0.08, "BICUBIC", 75),
+    }[name]
+    steps = {type(step).__name__: step for step in view.augmentations.augs}
+    assert (view.count, steps.keys()) == (1, {"RandomResizedCrop", "RandomFlip"})
+    crop = steps["RandomResizedCrop"]
+    assert (crop.size, crop.scale, crop.interp.name) == ((size, size), (smallest, 1.0), interp)
+    assert num_hidden == (None if view.mask is None else view.mask().sum())
+    target = None if view.target is None else (view.target.size, view.target.interp.name)
+    assert target == (((112, 112), "LANCZOS") if name == "cae" else None)
 
 
 def test_log_has_nothing_but_the_spread_beside_the_losses(name):

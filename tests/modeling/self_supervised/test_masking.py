@@ -57,6 +57,10 @@ def test_a_quarter_stays_visible(num_patches, num_visible):
     assert count_visible(num_patches, 0.75) == num_visible
 
 
+def test_number_of_visible_patches_is_rounded_down():
+    assert count_visible(10, 0.72) == 2  # of 2.8
+
+
 def test_split_lists_visible_and_hidden_patches_row_by_row():
     mask = torch.tensor([[True, False, False, True], [False, True, True, False]])
     visible, hidden = split_by_mask(mask)

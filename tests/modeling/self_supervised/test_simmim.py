@@ -136,6 +136,29 @@ def test_tensor_is_the_reconstruction(cfg):
     assert build_model(cfg)(samples(), mode="tensor").shape == (2, 3, 32, 32)
 
 
+def test_tensor_of_samples_without_masks_is_that_of_images_with_nothing_hidden(cfg):
+    model, batch = build_model(cfg).eval(), samples()
+    plain = [{"image": sample["views"][0]} for sample in batch]
+    for sample in batch:
+        sample["mask"] = torch.zeros(8, 8)
+    assert torch.equal(model(plain), model(batch, mode="tensor"))
+
+
+@pytest.mark.parametrize("mode", ["loss", "predict"])
+def test_loss_and_prediction_without_mask_are_an_error(cfg, mode):
+    with pytest.raises(DatasetError, match=r"no 'mask', but views; let INPUT\.VIEWS draw a mask of 8 x 8 patches"):
+        build_model(cfg)([{"views": samples(1)[0]["views"]}], mode=mode)
+
+
+def test_loss_compares_the_reconstruction_with_the_normalised_image(cfg):
+    model, batch = build_model(cfg), samples()
+    targets = []
+    model.head.loss_module.register_forward_pre_hook(lambda module, args: targets.append(args[1]))
+    model(batch)
+    images = torch.stack([sample["views"][0] for sample in batch])
+    torch.testing.assert_close(targets[0], (images - model.pixel_mean) / model.pixel_std)
+
+
 def test_prediction_is_in_the_range_of_the_input_and_tells_what_was_hidden(cfg):
     model = build_model(cfg).eval()
     model.neck.decoder[0].weight.data.zero_()
