@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUTPUT ?= output/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart test lint format docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ lint: install ## Check style and format
 format: install ## Bring all files into form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install ## Write the tables of docs/ that are made of registries and configs
+	$(BIN)/python docs/self_supervised_tables.py
 
 clean: ## Remove .venv and what quickstart wrote
 	rm -rf $(VENV) $(OUTPUT)

@@ -33,7 +33,7 @@ HEADER = re.compile(
     r"# .+ \((?P<paper>https://arxiv\.org/abs/[\d.]+)\).*: (?P<epochs>\d+) epochs in batches of (?P<batch>\d+)\.\n"
     r"# ImageNet top-1: (?P<top1>.+)\.\n"
 )
-ABSENT = "–"
+ABSENT = "-"
 
 
 class Recipe(NamedTuple):

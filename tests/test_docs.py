@@ -1,5 +1,6 @@
 """What the tutorials show works as it stands."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -8,14 +9,15 @@ import cv2
 import pytest
 import torch
 
+from detlib.checkpoint import DetectionCheckpointer
 from detlib.config import get_cfg
 from detlib.data import DatasetCatalog, MetadataCatalog
 from detlib.engine import DefaultPredictor, DefaultTrainer
-from detlib.modeling import LOSS_REGISTRY, MODULE_ZOO_REGISTRY, build_model
+from detlib.modeling import HEAD_REGISTRY, LOSS_REGISTRY, META_ARCH_REGISTRY, MODULE_ZOO_REGISTRY, build_model
 from detlib.modeling.loss import build_loss
 from detlib.modeling.meta_arch.graph.config import read_nodes
 from detlib.utils.env import seed_all_rng
-from detlib.utils.errors import ConfigError
+from detlib.utils.errors import ConfigError, DetlibError
 
 ROOT = Path(__file__).parents[1]
 
@@ -211,3 +213,147 @@ def test_two_heads_of_the_readme_are_built(tmp_path):
         {"res3", "res4", "res5"},
         {"p3", "p4", "p5", "p6", "p7"},
     ]
+
+
+SSL = "docs/tutorials/self_supervised.md"
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """The module that writes the tables of the page on self-supervised learning."""
+    spec = importlib.util.spec_from_file_location("self_supervised_tables", ROOT / "docs/self_supervised_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def my_ssl(tmp_path, monkeypatch):
+    """The files of the tutorial on self-supervised learning, as ``my_ssl/...`` in the current directory."""
+    for _, text in blocks_of(SSL):
+        if match := re.match(r"# (my_ssl/\S+)\n", text):
+            path = tmp_path / match[1]
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path / "my_ssl"
+    for registry, name in ((META_ARCH_REGISTRY, "AlignUniform"), (HEAD_REGISTRY, "AlignUniformHead")):
+        registry._obj_map.pop(name, None)
+
+
+def ssl_config(name, *options):
+    cfg = get_cfg()
+    cfg.merge_from_file(f"my_ssl/{name}.yaml")
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *options])
+    return cfg
+
+
+def ssl_batch(num_samples=4):
+    generator = torch.Generator().manual_seed(0)
+    views = torch.rand(num_samples, 2, 3, 32, 32, generator=generator) * 255
+    return [{"views": list(pair)} for pair in views]
+
+
+def test_tables_of_algorithms_are_what_make_docs_writes(tables):
+    text = (ROOT / SSL).read_text(encoding="utf-8")
+    assert text == tables.with_tables(text), "run `make docs`"
+
+
+@pytest.mark.parametrize(("loss", "name"), [("{}", "CrossEntropyLoss"), ("{NAME: NCE, NUM_SAMPLES: 9}", "NCE")])
+def test_loss_in_the_table_is_that_of_the_config_or_else_of_the_head(my_ssl, tables, loss, name):
+    assert tables.loss_of(ssl_config("moco", "MODEL.SSL.LOSS", loss)) == name
+
+
+def test_recipes_say_the_epochs_and_the_batch_that_they_have(tables):
+    for recipe in tables.recipes():
+        solver = recipe.cfg.SOLVER
+        assert int(recipe.batch) == solver.IMS_PER_BATCH, recipe.path
+        assert pytest.approx(int(recipe.epochs), rel=0.01) == solver.MAX_ITER * solver.IMS_PER_BATCH / 1281167
+        assert recipe.path.stem.endswith(f"_{recipe.epochs}e")
+
+
+def test_drawn_patterns_are_two_datasets_of_four_classes(my_ssl):
+    exec((my_ssl / "draw.py").read_text(), {})
+    for split, count in (("train", 150), ("test", 50)):
+        folders = {path.name: len(list(path.iterdir())) for path in (my_ssl / split).iterdir()}
+        assert folders == dict.fromkeys(("checks", "dots", "rings", "stripes"), count)
+
+
+def test_self_supervised_model_returns_what_is_said(my_ssl):
+    (snippet,) = (text for _, text in blocks_of(SSL) if text.startswith("import torch\n"))
+    names = {}
+    exec(snippet, names)
+    assert set(names["losses"]) == {"loss"}
+    assert {name: x.shape for name, x in names["features"].items()} == {"res5": (8, 128, 1, 1)}
+
+
+def test_algorithm_of_ones_own_trains_backbone_and_neck(my_ssl):
+    model = build_model(ssl_config("align_uniform"))
+    losses = model.train()(ssl_batch())
+    sum(losses.values()).backward()
+    assert set(losses) == {"loss_align", "loss_uniform"}
+    assert all(p.grad is not None for part in (model.backbone, model.neck) for p in part.parameters())
+    model = build_model(ssl_config("align_uniform", "MODEL.SSL.HEAD.UNIFORMITY", "0.0"))
+    assert model(ssl_batch())["loss_uniform"] == 0
+
+
+def test_recombined_simsiam_has_the_parts_of_its_config_and_a_loss_of_0_at_best(my_ssl):
+    model = build_model(ssl_config("simsiam")).train()
+    assert [type(part).__name__ for part in (model.backbone, model.neck, model.head)] == [
+        "MobileNetV2",
+        "NonLinearNeck",
+        "LatentPredictHead",
+    ]
+    assert 0 < model(ssl_batch())["loss"] < 2
+    z = torch.ones(2, 128)
+    assert model.head.loss_module(z, z).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "target", "part"),
+    [
+        ("my_ssl/moco.yaml", "configs/quickstart/retinanet_shapes.yaml", "backbone.bottom_up"),
+        ("my_ssl/moco.yaml", "my_ssl/classifier.yaml", "backbone"),
+        ("configs/SelfSupervised/tiny/mae.yaml", "my_ssl/mask_rcnn_vit.yaml", "backbone.net"),
+    ],
+)
+def test_pretrained_backbone_is_found_by_the_model_that_is_shown(my_ssl, pretrained, target, part):
+    models = []
+    for path in (pretrained, target):
+        cfg = get_cfg()
+        cfg.merge_from_file(path)
+        cfg.MODEL.DEVICE = "cpu"
+        models.append(build_model(cfg))
+    torch.save({"model": models[0].state_dict()}, "pretrained.pth")
+    DetectionCheckpointer(models[1]).load("pretrained.pth")
+    given, taken = models[0].backbone.state_dict(), models[1].get_submodule(part).state_dict()
+    assert taken
+    assert all(torch.equal(value, given[name]) for name, value in taken.items())
+
+
+@pytest.mark.parametrize("command", [text for name, text in blocks_of(SSL) if name == "bash"])
+def test_commands_name_tools_configs_and_options_that_exist(my_ssl, command):
+    for line in command.replace("\\\n", " ").strip().splitlines():
+        words = shlex.split(line, comments=True)
+        assert all((ROOT / word).exists() for word in words if word.startswith("tools/"))
+        if "--config-file" in words:
+            cfg = get_cfg()
+            cfg.merge_from_file(words[words.index("--config-file") + 1])
+            cfg.merge_from_list([word for word in words if re.match(r"[A-Z_.]+=", word)])
+
+
+def test_table_of_errors_has_them_as_they_come(my_ssl):
+    table = (ROOT / SSL).read_text().split("## When something does not fit")[1].split("\n## ")[0]
+    images = [{"views": [torch.zeros(3, 32, 32 + 16 * i)] * 2} for i in range(2)]
+    calls = [
+        lambda: build_model(ssl_config("moco")).train()(ssl_batch(48)),
+        lambda: build_model(ssl_config("moco")).train()([{"image": torch.zeros(3, 32, 32)}]),
+        lambda: build_model(ssl_config("moco"))(images),
+        lambda: build_model(ssl_config("moco", "MODEL.SSL.IN_FEATURE", "res4")),
+        lambda: build_model(ssl_config("simsiam", "MODEL.SSL.NECK.NAME", "")),
+    ]
+    for call in calls:
+        with pytest.raises(DetlibError) as error:
+            call()
+        assert f"| `{error.value}` |" in table

@@ -1,4 +1,9 @@
-"""Learning from images without labels: an algorithm in each file, named after its paper."""
+"""Learning from images without labels: an algorithm in each file, named after its paper.
+
+To read first: base.py, and simsiam.py, the shortest. Then byol.py with momentum.py, moco.py with memories.py and
+distributed.py; deepcluster.py with pseudo_labels.py and clustering.py, swav.py; mae.py with masking.py and
+vision_transformer.py. docs/tutorials/self_supervised.md has the parts of each in a table.
+"""
 
 from detlib.modeling.self_supervised.barlow_twins import BarlowTwins, CrossCorrelationLoss, LatentCrossCorrelationHead
 from detlib.modeling.self_supervised.base import SelfSupModel
