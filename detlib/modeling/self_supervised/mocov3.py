@@ -84,7 +84,7 @@ class MoCoV3Head(nn.Module):
         keys = concat_all_gather(F.normalize(keys.float(), dim=1))  # (B, d)
         labels = comm.get_rank() * len(queries) + torch.arange(len(queries), device=queries.device)
         logits = similarities(queries, keys) / self.temperature  # (N, B)
-        # The factor makes learning rates fit other temperatures (the published code; the paper's footnote 1).
+        # The factor lets learning rates fit other temperatures, as gradients grow with 1 / temperature (algorithm 1).
         return 2 * self.temperature * self.loss_module(logits, labels)
 
 

@@ -17,6 +17,7 @@ from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.self_supervised.base import SelfSupModel, log_spread, sample_indices, ssl_parts
 from detlib.modeling.self_supervised.distributed import concat_all_gather
 from detlib.modeling.self_supervised.memories import MEMORY_REGISTRY, SimpleMemory
+from detlib.utils.errors import ConfigError
 
 __all__ = ["NCE", "NPID"]
 
@@ -36,6 +37,12 @@ class NPID(SelfSupModel):
         """
         super().__init__(**parts)
         self.memory_bank = memory_bank
+        loss, length = getattr(self.head, "loss_module", None), len(memory_bank.features)
+        if isinstance(loss, NCE) and length and loss.num_samples != length:
+            raise ConfigError(
+                f"MODEL.SSL.LOSS.NUM_SAMPLES is {loss.num_samples}, but MODEL.SSL.MEMORY remembers {length} samples; "
+                "set it to the number of samples of DATASETS.TRAIN"
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detlib.config import configurable
 from detlib.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlib.modeling.self_supervised.base import SelfSupModel, log_spread
 from detlib.modeling.self_supervised.distributed import gather_with_gradient
@@ -25,14 +24,7 @@ class SimCLR(SelfSupModel):
     """Both views through one network; the head is a ContrastiveHead."""
 
     num_views = 2
-
-    @configurable
-    def __init__(self, **parts: Any) -> None:
-        """
-        Args:
-            parts: of :class:`SelfSupModel`.
-        """
-        super().__init__(**parts)
+    needs = ("NECK", "HEAD")
 
     def loss(self, views: list[Tensor], samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """``loss``: NT-Xent (eq. 1), averaged over the 2N views of this process."""

@@ -90,8 +90,9 @@ def batch(seed=0):
     The third view is a small crop, for SwAV.
     """
     generator = torch.Generator().manual_seed(seed)
-    samples = [{"views": [torch.rand(3, s, s, generator=generator) * 255 for s in (16, 16, 8)]} for _ in range(4)]
-    return [{**sample, "sample_idx": (i + 2 * seed) % 6} for i, sample in enumerate(samples)]
+    views = [[torch.rand(3, 16, 16, generator=generator) * 255 for _ in range(2)] for _ in range(4)]
+    crops = [torch.rand(3, 8, 8, generator=generator) * 255 for _ in range(4)]
+    return [{"views": [*views[i], crops[i]], "sample_idx": (i + 2 * seed) % 6} for i in range(4)]
 
 
 def train(model, samples_of):

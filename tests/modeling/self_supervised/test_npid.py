@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from detlib.modeling import build_model
 from detlib.modeling.self_supervised import NCE, ContrastiveHead
-from detlib.utils.errors import DatasetError
+from detlib.utils.errors import ConfigError, DatasetError
 
 
 @pytest.fixture
@@ -102,3 +102,8 @@ def test_nce_is_an_option_of_the_config_and_its_z_is_saved(npid, samples):
     model = npid(LOSS={"NAME": "NCE", "NUM_SAMPLES": 6})
     model(samples(4))["loss"].backward()
     assert model.state_dict()["head.loss_module.normalizer"] > 0
+
+
+def test_nce_for_another_number_of_samples_than_are_remembered_is_an_error(npid):
+    with pytest.raises(ConfigError, match=r"MODEL.SSL.LOSS.NUM_SAMPLES is 7, but MODEL.SSL.MEMORY remembers 6"):
+        npid(LOSS={"NAME": "NCE", "NUM_SAMPLES": 7})
