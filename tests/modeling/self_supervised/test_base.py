@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from detlib.modeling import META_ARCH_REGISTRY
+from detlib.modeling import META_ARCH_REGISTRY, build_model
 from detlib.modeling.preprocessing import ImagePreprocessor
 from detlib.modeling.self_supervised.base import SelfSupModel, log_spread, sample_indices, ssl_parts
 from detlib.utils.errors import ConfigError, DatasetError
@@ -101,6 +101,18 @@ def test_parts_of_the_config_go_to_the_last_feature_by_default(ssl_cfg):
     assert parts["head"].temperature == 0.1
 
 
+EMBEDDING = ("BYOL", "BarlowTwins", "DenseCL", "MoCo", "MoCoV3", "NPID", "SimCLR", "SimSiam", "SwAV")
+
+
+@pytest.mark.parametrize("name", EMBEDDING)
+@pytest.mark.parametrize("missing", ["NECK", "HEAD"])
+def test_part_that_an_algorithm_needs_is_named(ssl_cfg, name, missing):
+    parts = {"NECK": {"NAME": "LinearNeck"}, "HEAD": {"NAME": "ContrastiveHead"}, "MEMORY": {"NAME": "SimpleMemory"}}
+    del parts[missing]
+    with pytest.raises(ConfigError, match=rf"{name} needs MODEL.SSL.{missing}, as"):
+        build_model(ssl_cfg(name, **parts))
+
+
 def test_algorithm_without_neck_and_head_has_none(ssl_cfg):
     parts = ssl_parts(ssl_cfg("SimCLR"))
     assert parts["neck"] is None
@@ -153,5 +165,5 @@ def test_spread_in_the_log_is_1_on_the_sphere_and_0_when_collapsed(embeddings, s
 
 
 def test_all_algorithms_are_meta_architectures():
-    for name in ("BarlowTwins", "BYOL", "DenseCL", "MoCo", "MoCoV3", "NPID", "SimCLR", "SimSiam", "SwAV"):
+    for name in EMBEDDING:
         assert issubclass(META_ARCH_REGISTRY.get(name), SelfSupModel)
