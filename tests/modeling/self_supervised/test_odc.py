@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from detlib.modeling import build_model
 from detlib.modeling.self_supervised import ODCMemory, ODCNeck
+from detlib.modeling.self_supervised.clustering import kmeans
 from detlib.utils.errors import ConfigError
 from detlib.utils.events import EventStorage
 
@@ -60,6 +61,7 @@ def test_first_clustering_fills_banks_and_centroids():
     x = normal(30, 4)
     bank = memory()
     torch.testing.assert_close(bank.feature_bank, F.normalize(x, dim=1))
+    assert torch.equal(bank.label_bank, kmeans(F.normalize(x, dim=1), 5, 20))
     assert counts(bank).min() >= 1
     for cluster in range(5):
         mean = bank.feature_bank[bank.label_bank == cluster].mean(dim=0)
@@ -109,13 +111,23 @@ def test_small_cluster_is_dissolved_and_takes_half_of_the_largest():
     bank.feature_bank.copy_(torch.stack([angles.cos(), angles.sin()], dim=1))
     bank.label_bank.copy_(torch.tensor([0] * 8 + [1] * 4 + [2]))  # The cluster 2 has one member, next to cluster 1.
     bank.centroids.copy_(bank._means())
+    old = bank.centroids[1].clone()
     bank.upkeep()
     assert bank.label_bank[8:].tolist() == [1] * 5
+    assert torch.equal(bank.centroids[1], old)  # until all are computed anew
     first, second = bank.label_bank[:4].tolist(), bank.label_bank[4:8].tolist()
     assert {tuple(first), tuple(second)} == {(0,) * 4, (2,) * 4}
     for cluster in (0, 2):
         mean = bank.feature_bank[bank.label_bank == cluster].mean(dim=0)
         torch.testing.assert_close(bank.centroids[cluster], mean)
+
+
+def test_cluster_of_the_least_size_stays():
+    bank = memory(length=8, num_classes=2, min_cluster=2)
+    labels = torch.tensor([0] * 6 + [1] * 2)
+    bank.label_bank.copy_(labels)
+    bank.upkeep()
+    assert torch.equal(bank.label_bank, labels)
 
 
 def test_without_large_clusters_only_empty_ones_are_filled():
