@@ -39,10 +39,10 @@ def similarities(a: Tensor, b: Tensor) -> Tensor:
 
 
 def checked_temperature(temperature: float) -> float:
-    """What it gets.
+    """The temperature itself.
 
     Raises:
-        ConfigError: similarities cannot be divided by it, or would change their order.
+        ConfigError: it is not above 0, and the loss would be no number or reward what is unlike.
     """
     if temperature <= 0:
         raise ConfigError(f"MODEL.SSL.HEAD.TEMPERATURE is {temperature}; it must be above 0, such as 0.1")

@@ -68,7 +68,8 @@ class MomentumEncoder(nn.Module):
     def update(self, backbone: nn.Module, neck: nn.Module | None) -> None:
         """Move towards the network; nothing happens in evaluation mode, in which losses are only measured.
 
-        To be called at the start of each training step, before the keys are made.
+        To be called once for each step of the optimizer, before the keys are made. The losses call it, as detlib's
+        trainers take one batch a step; a loop that adds up the gradients of several batches would move it with each.
         """
         if not self.training:
             return
