@@ -74,6 +74,7 @@ def test_loss_of_a_right_reconstruction_is_zero_and_of_one_that_is_off_by_one_is
     loss = SimMIMReconstructionLoss()
     assert loss(images, images, mask) == 0
     assert loss(images + 1, images, mask).item() == pytest.approx(1, abs=1e-9)
+    assert loss(images - 3, images, mask).item() == pytest.approx(3, abs=1e-9)  # not squared
 
 
 def test_loss_does_not_depend_on_what_is_reconstructed_of_visible_pixels():
@@ -111,6 +112,7 @@ def test_hidden_patches_are_replaced_by_the_token_and_not_added_to(cfg):
 
 def test_last_stage_of_the_recipe_is_one_window_that_is_not_shifted():
     backbone = recipe_swin(depths=(2, 2, 2, 2))
+    assert [layer.window_size for layer in backbone.layers] == [6, 6, 6, 6]
     assert [layer.blocks[1].shift_size for layer in backbone.layers] == [3, 3, 3, 0]
     with torch.no_grad():
         assert backbone(torch.rand(1, 3, 192, 192))["p3"].shape == (1, 64, 6, 6)
