@@ -110,6 +110,15 @@ def test_hidden_patches_are_replaced_by_the_token_and_not_added_to(cfg):
     assert (patches == backbone.mask_token.view(1, -1, 1, 1)).all(dim=1).sum() == 1
 
 
+def test_token_and_linear_layers_start_truncated_normal_and_biases_at_0():
+    torch.manual_seed(0)
+    backbone = SimMIMSwinTransformer(img_size=32, embed_dim=128, depths=(1,), num_heads=(2,), window_size=4)
+    block = backbone.layers[0].blocks[0]
+    for start in (backbone.mask_token, block.attn.qkv.weight, block.mlp.fc1.weight):
+        assert 0.017 < start.std() < 0.023
+    assert not any(layer.bias.any() for layer in block.modules() if isinstance(layer, torch.nn.Linear))
+
+
 def test_last_stage_of_the_recipe_is_one_window_that_is_not_shifted():
     backbone = recipe_swin(depths=(2, 2, 2, 2))
     assert [layer.window_size for layer in backbone.layers] == [6, 6, 6, 6]
