@@ -20,6 +20,8 @@ class MomentumEncoder(nn.Module):
 
     Attributes:
         num_updates: so far, in the checkpoint, as the schedule depends on it.
+        follows: whether there was an update. The first is an exact copy: the network may have got weights since this was
+            made, and keys of weights at random would be worth nothing.
         frozen_on_purpose: tells the trainer that these layers need no weights to be loaded.
     """
 
@@ -55,6 +57,7 @@ class MomentumEncoder(nn.Module):
         self.schedule = schedule
         self.max_updates = max_updates
         self.register_buffer("num_updates", torch.tensor(0))
+        self.follows = False  # not asked of num_updates, as each step would wait for the device
 
     @property
     def current_momentum(self) -> Tensor | float:
@@ -76,14 +79,22 @@ class MomentumEncoder(nn.Module):
         pairs = [(self.backbone, backbone)] + ([(self.neck, neck)] if neck is not None else [])
         own = [parameter for module, _ in pairs for parameter in module.parameters()]
         online = [parameter for _, module in pairs for parameter in module.parameters()]
-        # Both ways keep equal networks equal to the last bit; the first copies exactly where the momentum is 0.
-        if self.schedule == "constant":
+        # All ways keep equal networks equal to the last bit; the second copies exactly where the momentum is 0.
+        if not self.follows:
+            torch._foreach_copy_(own, online)
+            self.follows = True
+        elif self.schedule == "constant":
             torch._foreach_lerp_(own, online, 1 - self.momentum)
         else:
             steps = torch._foreach_sub(online, own)
             torch._foreach_mul_(steps, 1 - self.current_momentum)
             torch._foreach_add_(own, steps)
         self.num_updates += 1
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if prefix + "num_updates" in state_dict:
+            self.follows = bool(self.num_updates > 0)
 
     @torch.no_grad()
     def feature_map(self, images: Tensor, in_feature: str) -> Tensor:

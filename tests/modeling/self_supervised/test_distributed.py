@@ -26,7 +26,10 @@ PREDICTOR = {"NAME": "NonLinearNeck", "HID_CHANNELS": 16, "WITH_LAST_BN": False,
 
 ALGORITHMS = {
     "SimCLR": {"NECK": WIDE, "HEAD": {"NAME": "ContrastiveHead", "TEMPERATURE": 0.5}},
-    "BarlowTwins": {"NECK": WIDE, "HEAD": {"NAME": "LatentCrossCorrelationHead", "NORM": "SyncBN"}},
+    "BarlowTwins": {
+        "NECK": {**WIDE, "WITH_LAST_BN": False},
+        "HEAD": {"NAME": "LatentCrossCorrelationHead", "NORM": "SyncBN"},
+    },
     "SwAV": {
         "NECK": {"NAME": "SwAVNeck", "HID_CHANNELS": 16, "OUT_CHANNELS": 8, "NORM": "SyncBN"},
         "HEAD": {"NAME": "SwAVHead", "NUM_PROTOTYPES": 6, "QUEUE_LEN": 8},

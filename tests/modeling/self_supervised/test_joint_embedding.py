@@ -131,6 +131,7 @@ def test_plain_trainer_trains_it(name, batch):
     cfg = read(name)
     if name == "densecl":
         cfg.MODEL.SSL.HEAD.WARMUP_ITERS = 0  # in which cells learn nothing
+    cfg.MODEL.SSL.MOMENTUM = 0.5  # Steps of a slower copy may be rounded to nothing.
     model = build_model(cfg)
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     trainer = SimpleTrainer(model, iter([batch] * 3), build_optimizer(cfg, model))

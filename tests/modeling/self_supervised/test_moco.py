@@ -69,6 +69,7 @@ def test_momentum_encoder_moves_before_the_keys_are_made(moco, samples):
     with torch.no_grad():
         model.neck.mlp[2].weight.fill_(5.0)
         model.encoder_k.neck.mlp[2].weight.fill_(2.0)
+    model.encoder_k.follows = True
     model(batch)
     torch.testing.assert_close(model.encoder_k.neck.mlp[2].weight, torch.full((8, 16), 2.003))  # 0.999 * 2 + 0.001 * 5
     # All 8 channels of a key are alike but for the bias, so they can be told from those of an encoder not yet moved.

@@ -24,8 +24,24 @@ def linear(value):
     return layer
 
 
+def test_first_update_copies_as_the_network_may_have_got_weights_since():
+    encoder = MomentumEncoder(linear(2.0), linear(1.0), momentum=0.999)
+    encoder.update(linear(5.0), linear(0.3))
+    assert torch.equal(encoder.backbone.weight, linear(5.0).weight)
+    assert torch.equal(encoder.neck.bias, linear(0.3).bias)
+    assert encoder.num_updates == 1
+
+
+def test_first_update_after_a_checkpoint_is_no_copy():
+    encoder = MomentumEncoder(linear(0.0), None, momentum=0.5)
+    encoder.load_state_dict(encoder.state_dict() | {"num_updates": torch.tensor(1)})
+    encoder.update(linear(8.0), None)
+    assert encoder.backbone.weight.item() == 4.0
+
+
 def test_parameters_move_by_the_rest_of_the_momentum():
     encoder = MomentumEncoder(linear(2.0), None, momentum=0.999)
+    encoder.follows = True
     encoder.update(linear(5.0), None)
     # 0.999 * 2 + 0.001 * 5, and ten times that for the bias
     assert encoder.backbone.weight.item() == pytest.approx(2.003, rel=1e-6)
@@ -34,6 +50,7 @@ def test_parameters_move_by_the_rest_of_the_momentum():
 
 def test_neck_moves_along():
     encoder = MomentumEncoder(linear(0.0), linear(0.0), momentum=0.75)
+    encoder.follows = True
     encoder.update(linear(4.0), linear(8.0))
     assert (encoder.backbone.weight.item(), encoder.neck.weight.item()) == (1.0, 2.0)
 
@@ -59,7 +76,7 @@ def test_cosine_goes_from_the_momentum_to_1(num_updates, momentum):
 
 def test_update_keeps_the_share_that_the_cosine_says():
     encoder = MomentumEncoder(linear(0.0), None, momentum=0.5, schedule="cosine", max_updates=4)
-    encoder.num_updates.fill_(2)  # half-way: 0.75
+    encoder.load_state_dict(encoder.state_dict() | {"num_updates": torch.tensor(2)})  # half-way: 0.75
     encoder.update(linear(8.0), None)
     assert encoder.backbone.weight.item() == pytest.approx(2.0)
     assert encoder.num_updates == 3
