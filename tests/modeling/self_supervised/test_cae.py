@@ -83,6 +83,28 @@ def test_teacher_is_the_encoder_after_the_update(model):
     assert model.teacher.num_updates == 1
 
 
+def test_targets_are_what_the_encoder_of_this_step_makes_of_hidden_patches(model):
+    for parameter in model.backbone.parameters():
+        torch.nn.init.normal_(parameter)  # as after a step of the optimizer
+    model.head = torch.nn.Module()
+    model.head.forward = lambda logits, words, regressed, targets: targets
+    images = model.preprocess_views(samples())[0]
+    of_hidden = model.backbone.encode_patches(images, torch.arange(6).expand(2, -1))
+    assert torch.equal(model(samples()), of_hidden[:, 1:])  # without the class token
+
+
+@pytest.mark.parametrize("mode", ["loss", "predict"])
+def test_neck_takes_visible_patches_without_the_class_token_and_all_positions(model, mode):
+    seen = []
+    model.neck.register_forward_pre_hook(lambda module, args: seen.extend(args))
+    model(samples(), mode=mode)
+    images = model.preprocess_views(samples())[0]
+    of_visible = model.backbone.encode_patches(images, torch.arange(6, 16).expand(2, -1))
+    assert torch.equal(seen[0], of_visible[:, 1:])
+    positions = model.backbone.pos_embed[:, 1:].expand(2, -1, -1)
+    assert torch.equal(seen[1], positions[:, 6:]) and torch.equal(seen[2], positions[:, :6])
+
+
 def test_teacher_stays_as_it_is_when_losses_are_only_measured(model):
     torch.nn.init.normal_(model.backbone.cls_token)
     model.eval()(samples(), mode="loss")
