@@ -20,8 +20,8 @@ class MomentumEncoder(nn.Module):
 
     Attributes:
         num_updates: so far, in the checkpoint, as the schedule depends on it.
-        follows: whether there was an update. The first is an exact copy: the network may have got weights since this was
-            made, and keys of weights at random would be worth nothing.
+        follows: whether there was an update. The first is an exact copy, as the network may have got weights since this
+            was made, and keys of weights at random would be worth nothing.
         frozen_on_purpose: tells the trainer that these layers need no weights to be loaded.
     """
 
