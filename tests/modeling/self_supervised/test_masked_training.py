@@ -122,16 +122,6 @@ def test_tensor_and_predict_change_nothing_and_loss_the_teacher_only(name):
     assert changed_by() == changed_by() == ({"teacher.num_updates"} if name == "cae" else set())
 
 
-def test_saved_state_goes_on_with_the_same_loss(name):
-    model = build_tiny(name)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    seeded_loss(model, samples(name)).backward()
-    optimizer.step()
-    resumed = build_model(read(f"tiny/{name}.yaml"))
-    resumed.load_state_dict(model.state_dict())
-    assert seeded_loss(resumed, samples(name)) == seeded_loss(model, samples(name))
-
-
 def test_plain_trainer_runs_and_the_log_tells_the_spread(name):
     cfg = read(f"tiny/{name}.yaml")
     model = build_tiny(name)
@@ -140,20 +130,6 @@ def test_plain_trainer_runs_and_the_log_tells_the_spread(name):
     trainer.train(0, 3)
     assert not torch.equal(model.backbone.patch_embed.proj.weight, before)
     assert 0 < trainer.storage.latest()["embedding_spread"][0] < 2
-
-
-def test_few_steps_on_one_batch_lower_the_loss(name):
-    cfg = read(f"tiny/{name}.yaml")
-    cfg.SOLVER.WARMUP_ITERS = 0
-    model = build_tiny(name)
-    optimizer = build_optimizer(cfg, model)
-    before = seeded_loss(model, samples(name)).item()
-    for _ in range(8):
-        loss = seeded_loss(model, samples(name))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert seeded_loss(model, samples(name)) < 0.95 * before
 
 
 def test_loss_is_float32_and_finite_in_mixed_precision(name):
