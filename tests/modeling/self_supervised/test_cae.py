@@ -70,6 +70,12 @@ def test_alignment_is_twice_the_mean_squared_error():
     assert align == 2 * 3**2
 
 
+def test_latent_target_gets_no_gradient():
+    latent, target = torch.rand(1, 2, 4, requires_grad=True), torch.rand(1, 2, 4, requires_grad=True)
+    CAEHead()(torch.zeros(1, 2, 8), torch.zeros(1, 2).long(), latent, target)["loss_align"].backward()
+    assert latent.grad is not None and target.grad is None
+
+
 def test_losses_are_exactly_two(model):
     assert model(samples()).keys() == {"loss_main", "loss_align"}
 
@@ -177,6 +183,13 @@ def test_regressor_block_follows_the_formula():
     x = block.norm2(queries + block.gamma_1 * block.proj(attended))
     expected = x + block.gamma_2 * block.mlp(x)
     torch.testing.assert_close(block(queries, latent, pos_q, torch.cat([pos_v, pos_q], dim=1)), expected)
+
+
+def test_what_is_aligned_is_normalised():
+    neck = tiny_neck(regressor_depth=1, decoder_depth=0)
+    torch.nn.init.zeros_(neck.regressor_norm.weight)
+    torch.nn.init.constant_(neck.regressor_norm.bias, 3.0)
+    assert (neck(torch.rand(1, 3, 16), torch.rand(1, 3, 16), torch.rand(1, 2, 16))[1] == 3).all()
 
 
 def test_decoder_sees_hidden_patches_only():
