@@ -58,6 +58,14 @@ def test_branch_counts_a_64th():
     torch.testing.assert_close(block(x), x + block.res_path(x) / 64)
 
 
+def test_words_are_scored_after_a_relu():
+    encoder = DALLEEncoder(**TINY)
+    seen = []
+    encoder.blocks["output"]["conv"].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    encoder(images())
+    assert seen[0].min() == 0 and seen[0].max() > 0
+
+
 def test_random_weights_have_the_variance_of_one_over_their_inputs():
     weight = DALLEEncoder(hid_channels=32, vocab_size=16).blocks["group_4"]["block_1"].res_path.conv_2.weight
     assert weight.std().item() == pytest.approx((64 * 9) ** -0.5, rel=0.02)
