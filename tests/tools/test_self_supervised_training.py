@@ -25,7 +25,7 @@ SHORTER = {
 NARROW = {"MODEL.BACKBONE.BASE_CHANNELS": 8}
 BANK = {**NARROW, "MODEL.SSL.MEMORY.LENGTH": NUM_IMAGES, "SOLVER.MAX_ITER": 48}
 CLUSTERS = {**BANK, "MODEL.SSL.HEAD.NUM_CLASSES": 6}
-QUEUE = {**NARROW, "MODEL.SSL.QUEUE_LEN": 64}
+QUEUE = {**NARROW, "MODEL.SSL.QUEUE_LEN": 80}
 CHANGES = {
     "barlow_twins": {**NARROW, "MODEL.SSL.NECK.HID_CHANNELS": 64, "MODEL.SSL.NECK.OUT_CHANNELS": 32},
     "byol": NARROW,
@@ -58,9 +58,9 @@ LEARNED = {
     "byol": 2.0,  # 4.1
     "cae": 4.0,  # 8.1
     "deepcluster": 1.72,  # ln 6 = 1.79
-    "densecl": 3.5,  # 3.9
+    "densecl": 3.7,  # 4.1
     "mae": 0.8,  # 1.26
-    "moco": 3.85,  # 3.93
+    "moco": 4.05,  # 4.15
     "mocov3": 1.95,  # 2.36
     "npid": 3.45,  # 3.7
     "odc": 1.65,  # ln 6 = 1.79
