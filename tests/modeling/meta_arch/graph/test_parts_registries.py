@@ -68,6 +68,7 @@ OPTIONS = {
         }
     },
     "Res5ROIHeads": {**RESNET_50, "ROI_HEADS": {"IN_FEATURES": ["res4"]}},
+    "Res5ROIHeadsExtraNorm": {**RESNET_50, "ROI_HEADS": {"IN_FEATURES": ["res4"]}},
 }
 # Regression losses, and one of masks, compare with numbers of the same shape; others with a class.
 OF_NUMBERS = {
@@ -247,7 +248,7 @@ def test_roi_heads(build, request, name):
     rotated = name == "RROIHeads"
     batch = request.getfixturevalue("rotated_batch" if rotated else "batch")
     rpn = {"name": "rpn", "type": "RRPN", "cfg": {"MODEL": ROTATED_RPN}} if rotated else {"name": "rpn", "type": "rpn"}
-    if name == "Res5ROIHeads":
+    if name.startswith("Res5"):
         below = {"cfg": {"MODEL": RESNET_50}}
         graph = build({**RESNET, **below}, {**rpn, **below, "prev": "backbone"}, node(name, prev="backbone"))
     else:
