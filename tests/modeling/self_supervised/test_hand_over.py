@@ -50,7 +50,8 @@ def pretrained(name, sobel=False):
     cfg.merge_from_file(str(ROOT / f"configs/SelfSupervised/tiny/{name}.yaml"))
     if name in RESNETS:
         cfg.MODEL.BACKBONE.NAME = "build_sobel_resnet_backbone" if sobel else "build_resnet_backbone"
-        del cfg.MODEL.BACKBONE["DEPTH"], cfg.MODEL.BACKBONE["BASE_CHANNELS"]
+        for key in ("DEPTH", "BASE_CHANNELS", "ZERO_INIT_RESIDUAL"):  # of ResNet_CIFAR
+            cfg.MODEL.BACKBONE.pop(key, None)
         cfg.MODEL.RESNETS.merge_from_list([x for pair in RESNET.items() for x in pair])
     if name == "mocov3":
         cfg.MODEL.BACKBONE.IMG_SIZE, cfg.MODEL.BACKBONE.PATCH_SIZE = 64, 8
