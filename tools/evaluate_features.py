@@ -14,7 +14,7 @@ from detlib.checkpoint import DetectionCheckpointer
 from detlib.config import CfgNode, get_cfg
 from detlib.data import MetadataCatalog, build_feature_loader
 from detlib.data.datasets.register import register_datasets
-from detlib.engine.setup import run_tool
+from detlib.engine.setup import add_overrides, run_tool
 from detlib.evaluation.feature_evaluation import (
     RECIPES,
     LabelledFeatures,
@@ -90,12 +90,7 @@ def parse_args() -> argparse.Namespace:
     probe.add_argument("--epochs", type=int, metavar="N", help="instead of those of the recipe")
     probe.add_argument("--lr", type=float, metavar="X", help="for the batch of the recipe, instead of its own")
     probe.add_argument("--weight-decay", type=float, metavar="X", help="instead of that of the recipe")
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE | KEY=VALUE",
-        help="changes of the config, after all options",
-    )
+    add_overrides(parser)
     return parser.parse_args()
 
 

@@ -18,7 +18,7 @@ from detlib.config import CfgNode, get_cfg
 from detlib.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detlib.data.datasets.register import register_datasets
 from detlib.data.detection_utils import convert_image_to_rgb, image_of
-from detlib.engine.setup import run_tool
+from detlib.engine.setup import add_overrides, run_tool
 from detlib.structures import Instances
 from detlib.utils.env import seed_all_rng
 from detlib.utils.errors import ConfigError, DatasetError
@@ -70,12 +70,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--scale", type=float, metavar="X", help="size of the pictures (default: 1, more for thumbnails)"
     )
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE | KEY=VALUE",
-        help="changes of the config, after all options",
-    )
+    add_overrides(parser)
     return parser.parse_args()
 
 

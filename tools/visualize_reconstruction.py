@@ -17,7 +17,7 @@ from detlib.config import CfgNode, get_cfg
 from detlib.data import build_detection_train_loader
 from detlib.data.datasets.register import register_datasets
 from detlib.data.detection_utils import convert_image_to_rgb
-from detlib.engine.setup import run_tool
+from detlib.engine.setup import add_overrides, run_tool
 from detlib.modeling import build_model
 from detlib.modeling.self_supervised import MAE, SimMIM
 from detlib.modeling.self_supervised.masking import patchify, unpatchify
@@ -53,12 +53,7 @@ def parse_args() -> argparse.Namespace:
         "--output-dir", default="reconstructed", metavar="DIR", help="for the pictures (default: reconstructed)"
     )
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="stop after N images (default: 20)")
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE | KEY=VALUE",
-        help="changes of the config, after all options",
-    )
+    add_overrides(parser)
     return parser.parse_args()
 
 

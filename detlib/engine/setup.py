@@ -29,6 +29,7 @@ from detlib.utils.file_io import PathManager
 from detlib.utils.logger import setup_logger
 
 __all__ = [
+    "add_overrides",
     "check_num_classes",
     "create_ddp_model",
     "default_argument_parser",
@@ -87,13 +88,18 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         default="auto",
         help="where the processes meet; 'auto' (default) finds a free port, and does for one machine",
     )
+    add_overrides(parser)
+    return parser
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Let ``opts``, all that follows the options, be changes of the config."""
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
         metavar="KEY VALUE | KEY=VALUE",
-        help="changes of the config; they come after all options",
+        help="changes of the config, after all options",
     )
-    return parser
 
 
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
