@@ -58,7 +58,15 @@ setup(
         "safetensors": ["safetensors>=0.4"],
         "timm": ["timm>=1.0"],
         "tracking": ["scipy>=1.10"],
-        "dev": ["pytest>=8", "ruff>=0.6", "faster-coco-eval>=1.6", "safetensors>=0.4", "scipy>=1.10", "timm>=1.0"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "faster-coco-eval>=1.6",
+            "safetensors>=0.4",
+            "scipy>=1.10",
+            "timm>=1.0",
+        ],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

@@ -89,6 +89,14 @@ DATALOADER = {
     "NUM_REPEATS": 3,
     # Leave out training images that have no object.
     "FILTER_EMPTY_ANNOTATIONS": True,
+    # What a training image that cannot be read does: "raise" stops the training and names it, "skip" counts, reports
+    # and replaces it.
+    "ON_CORRUPT": "raise",
+    # Seconds after which a worker that gives nothing counts as hanging: the training fails and names its sample. 0
+    # waits for ever.
+    "TIMEOUT": 600,
+    # Look for mistakes in the training data, briefly, before the first step; tools/check_data.py does it thoroughly.
+    "CHECK": True,
 }
 
 SOLVER = {
@@ -96,6 +104,12 @@ SOLVER = {
     "LR_SCHEDULER_NAME": "WarmupMultiStepLR",
     # Length of training, in batches.
     "MAX_ITER": 40000,
+    # The same in passes over the training data, in place of MAX_ITER, STEPS, WARMUP_ITERS, CHECKPOINT_PERIOD and
+    # TEST.EVAL_PERIOD, which are then computed from the number of images; 0, or () for steps, leaves those.
+    "MAX_EPOCH": 0,
+    "STEP_EPOCHS": (),
+    "WARMUP_EPOCHS": 0.0,
+    "CHECKPOINT_EPOCHS": 0.0,
     # Learning rate after warm-up, and the one that a cosine schedule ends with.
     "BASE_LR": 0.001,
     "BASE_LR_END": 0.0,
@@ -124,6 +138,11 @@ SOLVER = {
     "CHECKPOINT_PERIOD": 5000,
     # Images per batch, over all processes.
     "IMS_PER_BATCH": 16,
+    # In how many parts a batch goes through the model, one after the other, before the optimizer's step. More of them
+    # need less memory; layers that look at the batch as a whole, such as batch norm, see a part.
+    "ACCUMULATION_STEPS": 1,
+    # How processes share the model: "ddp", each has all of it; or "fsdp", each keeps a part (FSDP2).
+    "PARALLEL": "ddp",
     # Number of processes that the values here were written for; with another number, batch size, learning rate and
     # schedule are scaled. 0 turns this off.
     "REFERENCE_WORLD_SIZE": 0,
@@ -145,8 +164,8 @@ SOLVER = {
         # Which norm; inf is allowed.
         "NORM_TYPE": 2.0,
     },
-    # Automatic mixed precision.
-    "AMP": {"ENABLED": False},
+    # Automatic mixed precision, in "float16" with scaling of the loss, or in "bfloat16".
+    "AMP": {"ENABLED": False, "PRECISION": "float16"},
 }
 
 TEST = {
@@ -154,6 +173,15 @@ TEST = {
     "EXPECTED_RESULTS": [],
     # Iterations between evaluations during training; 0 evaluates at the end only.
     "EVAL_PERIOD": 0,
+    # The same in passes over the training data, see SOLVER.MAX_EPOCH.
+    "EVAL_EPOCHS": 0.0,
+    # Also measure the losses on the test datasets that have annotations, at each evaluation.
+    "VALIDATION_LOSS": False,
+    # The metric by which "model_best" is kept, such as "bbox/AP" or "validation_loss"; "" takes the first of the first
+    # evaluation, "none" keeps no best model. MODE is "max", "min", or "auto": less is better for names with "loss".
+    "BEST": {"METRIC": "", "MODE": "auto"},
+    # Stop when that metric has not improved by MIN_DELTA in PATIENCE evaluations in a row; 0 never does.
+    "EARLY_STOPPING": {"PATIENCE": 0, "MIN_DELTA": 0.0},
     # Standard deviation of each keypoint in COCO's similarity; empty takes those of COCO's 17.
     "KEYPOINT_OKS_SIGMAS": [],
     # Highest number of detections kept per image.
@@ -167,6 +195,15 @@ TEST = {
     },
     # Recompute the statistics of batch normalisation on this many batches before evaluating.
     "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
+}
+
+# A running average of the weights (exponential, arXiv:1703.01780), kept beside those that are trained.
+MODEL_EMA = {
+    "ENABLED": False,
+    # Share of the average that a step keeps, once it has warmed up.
+    "DECAY": 0.9998,
+    # Evaluate, and keep the best model, with the averaged weights.
+    "USE_FOR_EVAL": True,
 }
 
 TRACKER_HEADS = {
@@ -202,6 +239,7 @@ BASE: dict[str, Any] = {
     "DATALOADER": DATALOADER,
     "SOLVER": SOLVER,
     "TEST": TEST,
+    "MODEL_EMA": MODEL_EMA,
     "TRACKER_HEADS": TRACKER_HEADS,
     # Where logs, checkpoints and results go.
     "OUTPUT_DIR": "./output",

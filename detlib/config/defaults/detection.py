@@ -13,6 +13,11 @@ MODEL: dict[str, Any] = {
     "KEYPOINT_ON": False,
     # "cuda", "mps" or "cpu"; a missing accelerator is replaced, with a warning.
     "DEVICE": "cuda",
+    # Compile the model with torch.compile for training; the first steps then take minutes.
+    "COMPILE": False,
+    # Modules whose activations are computed again in the backward pass, which saves memory and takes time: patterns of
+    # their names, such as "backbone.bottom_up.res*.*" or "backbone.net.blocks.*".
+    "ACTIVATION_CHECKPOINT": [],
     # By its name in META_ARCH_REGISTRY.
     "META_ARCHITECTURE": "GeneralizedRCNN",
     # File or URL of the weights to start from; "" starts from random ones.
