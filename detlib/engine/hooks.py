@@ -4,21 +4,20 @@ import contextlib
 import datetime
 import logging
 import math
-import operator
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from fvcore.common.checkpoint import Checkpointer
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.timer import Timer
 from torch.optim import Optimizer
 
 from detlib.engine.clustering_hook import ClusteringHook
+from detlib.engine.evaluation_hooks import BestCheckpointer, EvalHook
 from detlib.engine.feature_hook import VisualizeFeatures
 from detlib.engine.model_hooks import (
     AutogradProfiler,
@@ -28,11 +27,9 @@ from detlib.engine.model_hooks import (
     TorchProfiler,
     VisualizePredictions,
 )
-from detlib.engine.train_loop import HookBase
-from detlib.evaluation.testing import flatten_results_dict
+from detlib.engine.train_loop import HookBase, is_due, is_last_step
 from detlib.solver import LRMultiplier
 from detlib.solver import LRScheduler as _TorchLRScheduler
-from detlib.utils import comm
 from detlib.utils.events import EventWriter
 
 __all__ = [
@@ -158,7 +155,7 @@ class PeriodicWriter(HookBase):
         self._period = period
 
     def after_step(self) -> None:
-        if _is_due(self, self._period) or _is_last_step(self):
+        if is_due(self, self._period) or is_last_step(self):
             for writer in self._writers:
                 writer.write()
 
@@ -176,69 +173,6 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
 
     def after_step(self) -> None:
         self.step(self.trainer.iter)
-
-
-class BestCheckpointer(HookBase):
-    """Saves the model when a metric is better than ever before.
-
-    Register it after the :class:`EvalHook` that stores the metric. The best value survives a resumed training.
-    """
-
-    def __init__(
-        self,
-        eval_period: int,
-        checkpointer: Checkpointer,
-        val_metric: str,
-        mode: str = "max",
-        file_prefix: str = "model_best",
-    ) -> None:
-        """
-        Args:
-            eval_period: of the :class:`EvalHook`.
-            val_metric: name in the storage, such as "bbox/AP50".
-            mode: "max" if more is better, else "min".
-            file_prefix: name of the file, which always holds the best model so far.
-        """
-        if mode not in ("max", "min"):
-            raise ValueError(f"mode is {mode!r}; use 'max' if more of {val_metric!r} is better, else 'min'")
-        self._period = eval_period
-        self._checkpointer = checkpointer
-        self._val_metric = val_metric
-        self._is_better = operator.gt if mode == "max" else operator.lt
-        self._file_prefix = file_prefix
-        self.best_metric: float | None = None
-        self.best_iter: int | None = None
-
-    def after_step(self) -> None:
-        if _is_due(self, self._period) and not _is_last_step(self):
-            self._save_if_best()
-
-    def after_train(self) -> None:
-        if _is_finished(self):
-            self._save_if_best()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {} if self.best_metric is None else {"best_metric": self.best_metric, "best_iter": self.best_iter}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
-
-    def _save_if_best(self) -> None:
-        latest = self.trainer.storage.latest()
-        if self._val_metric not in latest:
-            logger.warning(
-                "No metric %r was stored, so no best model is saved. There are: %s.",
-                self._val_metric,
-                ", ".join(sorted(latest)),
-            )
-            return
-        metric, iteration = latest[self._val_metric]
-        if not math.isfinite(metric):
-            return
-        if self.best_metric is None or self._is_better(metric, self.best_metric):
-            logger.info("Best %s so far: %.4f in iteration %d.", self._val_metric, metric, iteration)
-            self.best_metric, self.best_iter = float(metric), iteration
-            self._checkpointer.save(self._file_prefix, iteration=iteration)
 
 
 class LRScheduler(HookBase):
@@ -292,40 +226,6 @@ class LRScheduler(HookBase):
         return rates.index(Counter(rates).most_common(1)[0][0])
 
 
-class EvalHook(HookBase):
-    """Runs an evaluation every ``eval_period`` iterations and at the end, and stores the numbers it returns."""
-
-    def __init__(
-        self, eval_period: int, eval_function: Callable[[], Mapping[str, Any]], eval_after_train: bool = True
-    ) -> None:
-        """
-        Args:
-            eval_period: 0 for only at the end.
-            eval_function: returns numbers or nested dicts of them, stored as "bbox/AP"; in several processes, it must
-                be called in all of them.
-        """
-        self._period = eval_period
-        self._func = eval_function
-        self._eval_after_train = eval_after_train
-
-    def after_step(self) -> None:
-        if _is_due(self, self._period) and not _is_last_step(self):
-            self._do_eval()
-
-    def after_train(self) -> None:
-        if self._eval_after_train and _is_finished(self):
-            self._do_eval()
-        self._func = None  # It may hold the trainer, which holds this hook.
-
-    def _do_eval(self) -> None:
-        if results := self._func():
-            if not isinstance(results, Mapping):
-                raise TypeError(f"an evaluation must return a dict of results, but it returned {results!r}")
-            self.trainer.storage.put_scalars(**_as_floats(results), smoothing_hint=False)
-        # The main process may have been busy alone; others would wait in the next step, and perhaps time out.
-        comm.synchronize()
-
-
 class ProgressBar(HookBase):
     """A bar with the remaining time and the total loss, if stderr is a terminal; log lines appear above it."""
 
@@ -354,7 +254,7 @@ class ProgressBar(HookBase):
     def after_step(self) -> None:
         if self._bar is None:
             return
-        if _is_due(self, self._loss_period):
+        if is_due(self, self._loss_period):
             loss, _ = self.trainer.storage.latest().get("total_loss", (math.nan, 0))
             self._bar.set_postfix_str(f"total_loss {loss:.4g}", refresh=False)
         self._bar.update()
@@ -364,29 +264,6 @@ class ProgressBar(HookBase):
             self._bar.close()
             self._bar = None
         self._redirection.close()
-
-
-def _is_due(hook: HookBase, period: int) -> bool:
-    return period > 0 and (hook.trainer.iter + 1) % period == 0
-
-
-def _is_last_step(hook: HookBase) -> bool:
-    return hook.trainer.iter + 1 == hook.trainer.max_iter
-
-
-def _is_finished(hook: HookBase) -> bool:
-    """Whether, in ``after_train``, the training went to its end."""
-    return hook.trainer.iter >= hook.trainer.max_iter
-
-
-def _as_floats(results: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {}
-    for name, value in flatten_results_dict(results).items():
-        try:
-            numbers[name] = float(value)
-        except (TypeError, ValueError):
-            raise TypeError(f"an evaluation must return numbers, but {name!r} is {value!r}") from None
-    return numbers
 
 
 def _duration(seconds: float) -> str:

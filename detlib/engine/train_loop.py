@@ -18,7 +18,16 @@ from detlib.utils import comm
 from detlib.utils.errors import DatasetError, DetlibError
 from detlib.utils.events import EventStorage, get_event_storage
 
-__all__ = ["AMPTrainer", "HookBase", "NonFiniteLossError", "SimpleTrainer", "TrainerBase"]
+__all__ = [
+    "AMPTrainer",
+    "HookBase",
+    "NonFiniteLossError",
+    "SimpleTrainer",
+    "TrainerBase",
+    "is_due",
+    "is_finished",
+    "is_last_step",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +145,21 @@ class TrainerBase:
                 logger.warning("The checkpoint has a state for the hook %s, which this training does not use.", name)
             else:
                 hook.load_state_dict(state)
+
+
+def is_due(hook: HookBase, period: int) -> bool:
+    """Whether this iteration is the last of a period; 0 is none."""
+    return period > 0 and (hook.trainer.iter + 1) % period == 0
+
+
+def is_last_step(hook: HookBase) -> bool:
+    """Whether, in a step, this is the last one."""
+    return hook.trainer.iter + 1 == hook.trainer.max_iter
+
+
+def is_finished(hook: HookBase) -> bool:
+    """Whether, in ``after_train``, the training went to its end."""
+    return hook.trainer.iter >= hook.trainer.max_iter
 
 
 class SimpleTrainer(TrainerBase):

@@ -132,8 +132,8 @@ def test_unknown_key_of_a_base_names_the_base(write):
         ("SOLVER: {NESTEROV: 1}", "SOLVER.NESTEROV expects bool, as in False; got int 1"),
         ("SOLVER: {MAX_ITER: true}", "SOLVER.MAX_ITER expects int, as in 40000; got bool True"),
         ("SOLVER: {BASE_LR: {A: 1}}", "SOLVER.BASE_LR expects float, as in 0.001; got dict {'A': 1}"),
-        ("SOLVER: {AMP: true}", "SOLVER.AMP is a section with ENABLED; got bool True"),
-        ("SOLVER: {AMP: }", "SOLVER.AMP is a section with ENABLED; got nothing"),
+        ("SOLVER: {AMP: true}", "SOLVER.AMP is a section with ENABLED, PRECISION; got bool True"),
+        ("SOLVER: {AMP: }", "SOLVER.AMP is a section with ENABLED, PRECISION; got nothing"),
         ("OUTPUT_DIR: 2020-01-01", "OUTPUT_DIR cannot be date"),
     ],
 )
