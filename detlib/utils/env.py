@@ -7,7 +7,8 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,15 @@ import torch
 
 from detlib.utils.errors import ConfigError
 
-__all__ = ["TORCH_VERSION", "seed_all_rng", "select_device", "setup_environment"]
+__all__ = [
+    "TORCH_VERSION",
+    "get_random_states",
+    "preserved_random_states",
+    "seed_all_rng",
+    "select_device",
+    "set_random_states",
+    "setup_environment",
+]
 
 TORCH_VERSION: tuple[int, ...] = tuple(int(part) for part in torch.__version__.split(".")[:2])
 """Major and minor version of torch."""
@@ -72,6 +81,44 @@ def seed_all_rng(seed: int | None = None) -> None:
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     os.environ["PYTHONHASHSEED"] = str(seed % 2**32)  # for processes started from here
+
+
+def get_random_states() -> dict[str, Any]:
+    """Where the random generators of python, numpy, torch and the current accelerator are, in types that can be saved."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    states = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Bring the random generators to where `get_random_states` found them; those of an absent accelerator are left."""
+    version, internal, gauss_next = states["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])
+
+
+@contextmanager
+def preserved_random_states() -> Iterator[None]:
+    """After the block, go on with random numbers as if it had drawn none."""
+    states = get_random_states()
+    try:
+        yield
+    finally:
+        set_random_states(states)
 
 
 @functools.lru_cache

@@ -106,3 +106,20 @@ def test_fixup_changes_where_public_names_say_they_live():
 
     env.fixup_module_metadata("package", {"Inner": Inner, "Foreign": Foreign, "number": 3})
     assert (Inner.__module__, Foreign.__module__) == ("package", "other")
+
+
+def test_random_states_survive_a_file_and_repeat_the_numbers(tmp_path):
+    np.random.normal()  # Leaves the second of a pair of normal numbers behind, which belongs to the state.
+    torch.save(env.get_random_states(), tmp_path / "states.pth")
+    drawn = draw(), np.random.normal()
+    env.set_random_states(torch.load(tmp_path / "states.pth", weights_only=True))
+    assert (draw(), np.random.normal()) == drawn
+
+
+def test_preserved_random_states_hide_what_a_block_draws():
+    states = env.get_random_states()
+    expected = draw()
+    env.set_random_states(states)
+    with env.preserved_random_states():
+        draw()
+    assert draw() == expected
