@@ -1,19 +1,18 @@
 """Datasets made of other datasets: from a list, mapped, sampled, grouped."""
 
 import copy
-import itertools
 import logging
 import os
 import pickle
 import random
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from detlib.data.catalog import MetadataCatalog
-from detlib.utils.errors import DatasetError, DetlibError
+from detlib.utils.errors import DatasetError, DetlibError, MissingFileError
 from detlib.utils.serialize import PicklableWrapper
 
 __all__ = [
@@ -22,10 +21,15 @@ __all__ = [
     "GroupedDataset",
     "MapDataset",
     "ToIterableDataset",
+    "describe_sample",
+    "orientation_and_task_of",
+    "share_of_this_worker",
     "task_of",
 ]
 
 logger = logging.getLogger(__name__)
+
+MAX_CORRUPT_IN_A_ROW = 100  # More are hardly damaged one by one.
 
 
 class SerializedList:
@@ -79,7 +83,7 @@ class DatasetFromList(Dataset):
         return copy.deepcopy(item) if self._copy and not self._serialize else item
 
 
-def _describe(item: Any) -> str:
+def describe_sample(item: Any) -> str:
     """Say which sample this is: its file, and the datasets whose image folder holds that file; or else its id."""
     file_name = item.get("file_name") if isinstance(item, dict) else None
     if file_name is None:
@@ -99,11 +103,11 @@ def _call_mapper(map_func: Callable[[Any], Any], item: Any) -> Any:
     try:
         return map_func(item)
     except DetlibError as error:  # These say themselves what to do.
-        raise type(error)(f"{error} [sample with {_describe(item)}]") from error
+        raise type(error)(f"{error} [sample with {describe_sample(item)}]") from error
     except Exception as error:
         raise RuntimeError(
-            f"the mapper failed on the sample with {_describe(item)}: {type(error).__name__}: {error}. Correct that "
-            "sample or take it out of the dataset; a mapper of your own may return None to skip it"
+            f"the mapper failed on the sample with {describe_sample(item)}: {type(error).__name__}: {error}. Correct "
+            "that sample or take it out of the dataset; a mapper of your own may return None to skip it"
         ) from error
 
 
@@ -126,44 +130,70 @@ class MapDataset(Dataset):
     """A dataset with a function applied to its samples.
 
     Where the function returns None, another sample is drawn at random; iterable datasets go on to the next one. An
-    error of the function is never hidden: it names the sample.
+    error of the function names the sample.
     """
 
-    def __new__(cls, dataset: Any, map_func: Callable[[Any], Any]) -> Any:
+    def __new__(cls, dataset: Any, map_func: Callable[[Any], Any], skip_corrupt: bool = False) -> Any:
         if isinstance(dataset, IterableDataset):
             return _MappedIterable(dataset, map_func)
         return super().__new__(cls)
 
-    def __init__(self, dataset: Any, map_func: Callable[[Any], Any]) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Any, map_func: Callable[[Any], Any], skip_corrupt: bool = False) -> None:
+        """
+        Args:
+            skip_corrupt: also draw another sample for one that is missing or damaged, and report it, see
+                :meth:`take_reports`; not of iterable datasets.
+        """
+        self.source = dataset
         self._map_func = PicklableWrapper(map_func)  # Lambdas can then go to workers that are not forked.
-        self._rng = random.Random(42)
-        self._skipped: set[int] = set()
+        self._skip_corrupt = skip_corrupt
+        self._reports: list[str] = []
 
     def __getnewargs__(self) -> tuple[Any, Callable[[Any], Any]]:
-        return self._dataset, self._map_func
+        return self.source, self._map_func
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.source)
 
     def __getitem__(self, idx: int) -> Any:
         index = int(idx)
-        for num_failed in itertools.count(1):
-            data = _call_mapper(self._map_func, self._dataset[index])
-            if data is not None:
-                self._skipped.discard(index)
-                return data
-            self._skipped.add(index)
-            if num_failed == 3:
-                logger.warning("The mapper returned None 3 times in a row, last for sample %d of %d", index, len(self))
-            index = self._draw_another()
-
-    def _draw_another(self) -> int:
-        if len(self._skipped) >= len(self):
-            raise DatasetError(f"the mapper returned None for all {len(self)} samples; nothing is left to load")
+        passed_over: set[int] = set()
+        num_corrupt = len(self._reports)
         while True:
-            index = self._rng.randrange(len(self))
-            if index not in self._skipped:
+            data = self._map(index)
+            if data is not None:
+                return data
+            passed_over.add(index)
+            num_corrupt_here = len(self._reports) - num_corrupt
+            if len(passed_over) == 3 and num_corrupt_here < 3:
+                logger.warning("The mapper returned None 3 times in a row, last for sample %d of %d", index, len(self))
+            if num_corrupt_here >= MAX_CORRUPT_IN_A_ROW or 0 < num_corrupt_here == len(self):
+                raise DatasetError(
+                    f"{num_corrupt_here} samples in a row cannot be read, last: {self._reports[-1]}. Is the storage "
+                    "reachable? tools/check_data.py lists all that are damaged"
+                )
+            if len(passed_over) == len(self):
+                raise DatasetError(f"the mapper returned None for all {len(self)} samples; nothing is left to load")
+            index = self._draw_another(passed_over)
+
+    def take_reports(self) -> list[str]:
+        """Why samples were left out as corrupt, since the last call."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    def _map(self, index: int) -> Any:
+        try:
+            return _call_mapper(self._map_func, self.source[index])
+        except (DatasetError, MissingFileError) as error:
+            if not self._skip_corrupt:
+                raise
+            self._reports.append(str(error))
+            return None
+
+    def _draw_another(self, passed_over: set[int]) -> int:
+        while True:
+            index = random.randrange(len(self))  # The train loader seeds this generator for each sample.
+            if index not in passed_over:
                 return index
 
 
@@ -190,7 +220,7 @@ class ToIterableDataset(IterableDataset):
         self.shard_chunk_size = shard_chunk_size
 
     def __iter__(self) -> Iterator[Any]:
-        indices = _share_of_this_worker(self.sampler, self.shard_chunk_size) if self.shard_sampler else self.sampler
+        indices = share_of_this_worker(self.sampler, self.shard_chunk_size) if self.shard_sampler else self.sampler
         for index in indices:
             yield self.dataset[index]
 
@@ -198,15 +228,15 @@ class ToIterableDataset(IterableDataset):
         return len(self.sampler)
 
 
-def _share_of_this_worker(indices: Sampler, chunk_size: int) -> Iterator[int]:
+def share_of_this_worker(items: Iterable[Any], chunk_size: int) -> Iterator[Any]:
     """Take every W-th chunk in one of W worker processes; everything outside of a worker."""
     worker = get_worker_info()
     if worker is None or worker.num_workers == 1:
-        yield from indices
+        yield from items
         return
-    for position, index in enumerate(indices):
+    for position, item in enumerate(items):
         if position // chunk_size % worker.num_workers == worker.id:
-            yield index
+            yield item
 
 
 class GroupedDataset(IterableDataset):
@@ -245,7 +275,7 @@ class AspectRatioGroupedDataset(GroupedDataset):
             dataset: iterable of dicts with an "image" (C, H, W), or else with "width" and "height"; those that have
                 neither form a group with the images that are not wide.
         """
-        super().__init__(dataset, batch_size, _task_and_orientation)
+        super().__init__(dataset, batch_size, orientation_and_task_of)
 
 
 def task_of(sample: dict[str, Any]) -> str | None:
@@ -253,7 +283,8 @@ def task_of(sample: dict[str, Any]) -> str | None:
     return sample.get("task")
 
 
-def _task_and_orientation(sample: dict[str, Any]) -> tuple[str | None, bool]:
+def orientation_and_task_of(sample: dict[str, Any]) -> tuple[str | None, bool]:
+    """The group of a sample of which batches of :class:`AspectRatioGroupedDataset` are."""
     return task_of(sample), _is_wide(sample)
 
 

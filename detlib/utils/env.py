@@ -21,6 +21,7 @@ __all__ = [
     "TORCH_VERSION",
     "get_random_states",
     "preserved_random_states",
+    "seed_all_generators",
     "seed_all_rng",
     "select_device",
     "set_random_states",
@@ -77,14 +78,20 @@ def seed_all_rng(seed: int | None = None) -> None:
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "big")
         _logger.info(f"Using the random seed {seed}")
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    seed_all_generators(seed)
+    torch.manual_seed(seed)  # also of accelerators
     os.environ["PYTHONHASHSEED"] = str(seed % 2**32)  # for processes started from here
 
 
+def seed_all_generators(seed: int) -> None:
+    """Seed python, numpy and torch on the CPU; quick enough to be done for every sample."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
 def get_random_states() -> dict[str, Any]:
-    """Where the random generators of python, numpy, torch and the current accelerator are, in types that can be saved."""
+    """Where the random generators of python, numpy, torch and its device are, in types that can be saved."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     states = {
         "python": random.getstate(),

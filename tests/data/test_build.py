@@ -236,7 +236,7 @@ def test_sampler_is_chosen_by_name(dataset, tiny_cfg, name, kind):
     tiny_cfg.DATASETS.TRAIN = ("tiny",)
     tiny_cfg.DATALOADER.SAMPLER_TRAIN = name
     loader = build_detection_train_loader(tiny_cfg)
-    assert isinstance(loader.dataset.dataset.sampler, kind)
+    assert isinstance(loader.dataset.sampler, kind)
 
 
 def test_subset_sampler_needs_a_ratio(dataset, tiny_cfg):
@@ -247,7 +247,7 @@ def test_subset_sampler_needs_a_ratio(dataset, tiny_cfg):
         build_detection_train_loader(tiny_cfg)
     tiny_cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
     loader = build_detection_train_loader(tiny_cfg)
-    assert isinstance(loader.dataset.dataset.sampler, RandomSubsetTrainingSampler)
+    assert isinstance(loader.dataset.sampler, RandomSubsetTrainingSampler)
 
 
 def test_unknown_sampler_lists_the_known(dataset, tiny_cfg):

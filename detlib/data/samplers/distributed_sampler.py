@@ -55,6 +55,14 @@ class TrainingSampler(Sampler):
     def __iter__(self) -> Iterator[int]:
         yield from itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)
 
+    def state_dict(self) -> dict[str, int]:
+        """What the order of samples follows from."""
+        return {"seed": self._seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Give the same order as the sampler that gave the state."""
+        self._seed = state["seed"]
+
     def _infinite_indices(self) -> Iterator[int]:
         generator = torch.Generator()
         generator.manual_seed(self._seed)
@@ -89,9 +97,19 @@ class RandomSubsetTrainingSampler(TrainingSampler):
         if not 0 < subset_ratio <= 1:
             raise ValueError(f"RandomSubsetTrainingSampler needs a subset_ratio in (0, 1], got {subset_ratio}")
         self._size_subset = max(int(size * subset_ratio), 1)
-        generator = torch.Generator()
-        generator.manual_seed(comm.shared_random_seed() if seed_subset is None else int(seed_subset))
-        self._indexes_subset = torch.randperm(size, generator=generator)[: self._size_subset]
+        self._choose(comm.shared_random_seed() if seed_subset is None else int(seed_subset))
+
+    def _choose(self, seed: int) -> None:
+        self._seed_subset = seed
+        generator = torch.Generator().manual_seed(seed)
+        self._indexes_subset = torch.randperm(self._size, generator=generator)[: self._size_subset]
+
+    def state_dict(self) -> dict[str, int]:
+        return {**super().state_dict(), "seed_subset": self._seed_subset}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        super().load_state_dict(state)
+        self._choose(state["seed_subset"])
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: list[Any] | Dataset) -> dict[str, Any]:
@@ -113,7 +131,7 @@ class RandomSubsetTrainingSampler(TrainingSampler):
 
 
 @SAMPLER_REGISTRY.register()
-class RepeatFactorTrainingSampler(Sampler):
+class RepeatFactorTrainingSampler(TrainingSampler):
     """A :class:`TrainingSampler` that visits some samples more often (LVIS, arXiv:1908.03195, sec. B.2)."""
 
     @configurable
@@ -123,14 +141,10 @@ class RepeatFactorTrainingSampler(Sampler):
             repeat_factors: (N,) how often each sample is seen in a pass, on average: 1.5 is once or twice.
             seed: see TrainingSampler.
         """
-        _check_size(self, len(repeat_factors))
+        super().__init__(len(repeat_factors), shuffle=shuffle, seed=seed)
         repeat_factors = torch.as_tensor(repeat_factors)
         if not (repeat_factors >= 0).all() or not repeat_factors.any():
             raise ValueError("RepeatFactorTrainingSampler needs repeat_factors >= 0 that are not all 0")
-        self._shuffle = shuffle
-        self._seed = comm.shared_random_seed() if seed is None else int(seed)
-        self._rank = comm.get_rank()
-        self._world_size = comm.get_world_size()
         self._int_part = torch.trunc(repeat_factors)
         self._frac_part = repeat_factors - self._int_part
 
@@ -161,9 +175,6 @@ class RepeatFactorTrainingSampler(Sampler):
 
         factor_of_class = {category_id: factor(category_id) for category_id in num_images}
         return torch.tensor([max((factor_of_class[c] for c in classes), default=1.0) for classes in classes_of_image])
-
-    def __iter__(self) -> Iterator[int]:
-        yield from itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)
 
     def _infinite_indices(self) -> Iterator[int]:
         generator = torch.Generator()
