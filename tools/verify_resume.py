@@ -1,0 +1,366 @@
+#!/usr/bin/env python
+"""Prove for a config that training goes on after a kill as if there had been none, to the last bit.
+
+Trains once without interruption and once with kills and --resume, then compares what each iteration saw (files and
+pixels), its losses, weights and random states, and all that is in the final checkpoints.
+"""
+
+import argparse
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+
+from detlib.config import CfgNode, get_cfg
+from detlib.engine import HookBase, default_argument_parser, launch
+from detlib.engine.run_record import RunRecorder, digest, read_records
+from detlib.engine.setup import add_overrides, run_tool
+from detlib.utils.errors import ConfigError, DetlibError
+
+EXAMPLES = """
+Examples:
+  12 iterations, killed between steps, in a step, and while a checkpoint is written:
+      {prog} --config-file config.yaml
+  only kills in steps, 5 of them, at other moments than the default ones:
+      {prog} --config-file config.yaml --iters 40 --kills step,step,step,step,step --seed 7
+  with two processes, and no other numbers of workers than 2:
+      {prog} --config-file config.yaml --num-gpus 2 --workers 2
+  whether the training itself repeats, without any kill:
+      {prog} --config-file config.yaml --kills none
+"""
+
+PLACES = ("between", "step", "write")
+# What a checkpoint tells of the run that wrote it: its command, folder, date.
+NOT_COMPARED = ("metadata", "config", "checksum")
+CUDA_HINTS = """On CUDA some operations add in another order each time. Try
+  CUDNN_BENCHMARK=False, and CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment;
+  --kills none, to see whether the training repeats at all; and MODEL.DEVICE=cpu, where it must."""
+
+
+class Kill(NamedTuple):
+    """A moment of a run."""
+
+    place: str
+    iteration: int
+    # Of a write: how many files are opened or renamed before; and seconds from there, or from the start of a step.
+    event: int = 0
+    delay: float = 0.0
+
+
+class Verification(NamedTuple):
+    """A row of the table."""
+
+    what: str
+    num_compared: int
+    differences: list[str]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES.format(prog=sys.argv[0]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="of the training")
+    parser.add_argument("--iters", type=int, default=12, metavar="N", help="length of the training (default: 12)")
+    parser.add_argument("--checkpoint-period", type=int, default=4, metavar="N", help="(default: 4)")
+    parser.add_argument(
+        "--kills",
+        default="between,step,write",
+        metavar="PLACES",
+        help="where a run is killed, of between (steps), step (in it), write (of a checkpoint); or none (default: each)",
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="N,N,...",
+        help="worker processes of each start in turn (default: those of the config, none, one more)",
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes, on the CPU if there is no GPU (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
+    parser.add_argument("--output-dir", metavar="DIR", help="keep both runs there (default: only if they differ)")
+    parser.add_argument(
+        "--program",
+        default=str(Path(__file__).parent / "train_net.py"),
+        metavar="FILE",
+        help="a copy of tools/train_net.py with changes, that is with a Trainer and main(args)",
+    )
+    add_overrides(parser)
+    return parser.parse_args()
+
+
+def run() -> None:
+    if "--record" in sys.argv:
+        run_recorded()
+        return
+    args = parse_args()
+    folder = Path(args.output_dir or tempfile.mkdtemp(prefix="verify_resume_"))
+    if any(folder.glob("*")):
+        raise ConfigError(f"--output-dir {folder} must be empty: what is in it would be resumed")
+    rows = verify(args, folder)
+    print_table(rows)
+    if any(row.differences for row in rows):
+        print(f"The resumed run differs. Both are in {folder}")
+        if torch.cuda.is_available():
+            print(CUDA_HINTS)
+        sys.exit(1)
+    print("The resumed run is the uninterrupted one, to the last bit.")
+
+
+# The two runs
+
+
+def verify(args: argparse.Namespace, folder: Path) -> list[Verification]:
+    cfg = load_config(args)
+    workers = [int(n) for n in (args.workers or default_workers(cfg)).split(",")]
+    reference, killed = (Training(args, folder / name, cfg.SEED) for name in ("uninterrupted", "killed"))
+    print(f"Uninterrupted, {args.iters} iterations:", flush=True)
+    reference.start(workers[0])
+    seconds = [line["seconds"] for line in read_records(reference.records)[0].values()]
+    kills = plan_kills(args, sorted(seconds)[len(seconds) // 2])
+    print(f"With {len(kills)} kills:", flush=True)
+    for i, kill in enumerate([*kills, None]):
+        killed.start(workers[i % len(workers)], kill)
+    return [*compare_records(reference.records, killed.records), *compare_checkpoints(reference, killed)]
+
+
+def load_config(args: argparse.Namespace) -> CfgNode:
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    return cfg
+
+
+def default_workers(cfg: CfgNode) -> str:
+    return f"{cfg.DATALOADER.NUM_WORKERS},0,{cfg.DATALOADER.NUM_WORKERS + 1}"
+
+
+def plan_kills(args: argparse.Namespace, seconds: float) -> list[Kill]:
+    """One for each of the places, at random moments.
+
+    Args:
+        seconds: an iteration takes.
+    """
+    places = [] if args.kills == "none" else args.kills.split(",")
+    if unknown := set(places) - set(PLACES):
+        raise ConfigError(f"--kills has {', '.join(sorted(unknown))}; expected {', '.join(PLACES)}, or none")
+    rng = random.Random(args.seed)
+    rng.shuffle(places)
+    iterations = sorted(rng.randrange(1, args.iters) for _ in places)
+    kills = []
+    for place, iteration in zip(places, iterations, strict=True):
+        event = rng.randrange(4) if place == "write" else 0
+        kills.append(Kill(place, iteration, event, rng.uniform(0, seconds if place == "step" else 0.003)))
+    return kills
+
+
+class Training:
+    """A training in a folder, which can be started again and again."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path, seed: int) -> None:
+        """
+        Args:
+            seed: of the config; below 0, the first start gets one of ours, as two runs are to be the same, and later
+                starts none, as all has to come from the checkpoint.
+        """
+        self.folder = folder
+        self.records = folder / "records"
+        self._args = args
+        self._seed = seed
+
+    def start(self, num_workers: int, kill: Kill | None = None) -> None:
+        """Trains, from the last checkpoint if there is one, to the end or until the kill."""
+        resumed_from = self.last_checkpoint()
+        command = self._command(num_workers, kill, anew=not resumed_from)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "output.txt", "a") as output:
+            print("$", shlex.join(command), file=output, flush=True)
+            # A session of its own, so that a kill takes all its processes with it, as a power cut does.
+            done = subprocess.run(command, stdout=output, stderr=output, start_new_session=True, check=False)
+        self._report(num_workers, kill, resumed_from, done.returncode)
+
+    def last_checkpoint(self) -> str:
+        path = self.folder / "last_checkpoint"
+        return path.read_text().strip() if path.exists() else ""
+
+    def _command(self, num_workers: int, kill: Kill | None, anew: bool) -> list[str]:
+        args = self._args
+        options = {
+            "SOLVER.MAX_ITER": args.iters,
+            "SOLVER.CHECKPOINT_PERIOD": args.checkpoint_period,
+            "SOLVER.REFERENCE_WORLD_SIZE": 0,  # The iterations shall not be scaled.
+            **{f"SOLVER.{key}": 0 for key in ("MAX_EPOCH", "WARMUP_EPOCHS", "CHECKPOINT_EPOCHS")},
+            "SOLVER.STEP_EPOCHS": "()",
+            "TEST.EVAL_EPOCHS": 0,
+            "DATASETS.TEST": "()",  # An evaluation at the end proves nothing and may take long.
+        }
+        ours = [f"{key}={value}" for key, value in options.items()]
+        last = [f"DATALOADER.NUM_WORKERS={num_workers}", f"OUTPUT_DIR={self.folder}"]
+        if self._seed < 0 and anew:
+            last.append("SEED=1")
+        kill_option = ["--kill", json.dumps(kill)] if kill else []
+        return [
+            *(sys.executable, os.path.abspath(__file__), "--record", str(self.records), "--program", args.program),
+            *(*kill_option, "--config-file", args.config_file, "--num-gpus", str(args.num_gpus), "--resume"),
+            *(*ours, *args.opts, *last),
+        ]
+
+    def _report(self, num_workers: int, kill: Kill | None, resumed_from: str, status: int) -> None:
+        killed = kill is not None and status == -signal.SIGKILL
+        if status and not killed:
+            raise DetlibError(f"the training failed with exit status {status}; see {self.folder / 'output.txt'}")
+        records = read_records(self.records)
+        last = max(records[0]) if records else None
+        end = "ended" if not killed else f"killed ({kill.place}), iteration {last} was the last to finish"
+        print(f"  from {resumed_from or 'the start'}, {num_workers} workers: {end}", flush=True)
+
+
+# A run
+
+
+def run_recorded() -> None:
+    """What a subprocess does: the training program with two hooks more."""
+    parser = default_argument_parser()
+    parser.add_argument("--record")
+    parser.add_argument("--program")
+    parser.add_argument("--kill", type=lambda text: Kill(*json.loads(text)))
+    args = parser.parse_args()
+    launch(train_recorded, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+
+
+def train_recorded(args: argparse.Namespace) -> None:
+    program = load_program(args.program)
+
+    class Trainer(program.Trainer):
+        def build_hooks(self) -> list[HookBase | None]:
+            killer = Killer(args.kill, self.cfg.OUTPUT_DIR) if args.kill else None
+            return [RunRecorder(args.record), *super().build_hooks(), killer]
+
+    program.Trainer = Trainer
+    program.main(args)
+
+
+def load_program(path: str) -> ModuleType:
+    spec = spec_from_file_location(Path(path).stem, path)
+    program = module_from_spec(spec)
+    sys.path.insert(0, str(Path(path).parent))
+    spec.loader.exec_module(program)
+    return program
+
+
+class Killer(HookBase):
+    """Kills all processes of the run at the planned moment."""
+
+    def __init__(self, kill: Kill, output_dir: str) -> None:
+        self._kill = kill
+        self._output_dir = os.path.abspath(output_dir)
+        self._num_events = -1  # -1 until the iteration comes in which checkpoints are waited for.
+
+    def before_step(self) -> None:
+        if self.trainer.iter != max(self._kill.iteration, self.trainer.start_iter):
+            return
+        if self._kill.place == "between":
+            kill_run()
+        elif self._kill.place == "step":
+            self._kill_later()
+        else:
+            self._num_events = 0
+            sys.addaudithook(self._audit)
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Counts what happens to files of checkpoints: opened to write, renamed, removed."""
+        writes = event in ("os.rename", "os.remove") or (event == "open" and "w" in str(arguments[1]))
+        if not writes or not isinstance(arguments[0], str):
+            return
+        folder, name = os.path.split(os.path.abspath(arguments[0]))
+        if folder.startswith(self._output_dir) and (".pth" in name or "checkpoint" in name):
+            if self._num_events == self._kill.event:
+                self._kill_later()
+            self._num_events += 1
+
+    def _kill_later(self) -> None:
+        timer = threading.Timer(self._kill.delay, kill_run)
+        timer.daemon = True  # The run may come to its end before.
+        timer.start()
+
+
+def kill_run() -> None:
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+# Comparison
+
+
+def compare_records(reference: Path, killed: Path) -> Iterator[Verification]:
+    """What the iterations of both runs saw and made, in the order in which it comes within an iteration."""
+    pairs = list(zip(read_records(reference), read_records(killed), strict=True))
+    for what in ("samples", "batch", "losses", "weights", "random"):
+        differences = []
+        for rank, (expected, found) in enumerate(pairs):
+            for i in sorted(expected.keys() | found.keys()):
+                values = [json.dumps(record.get(i, {}).get(what)) for record in (expected, found)]
+                if values[0] != values[1]:
+                    process = f", process {rank}" if len(pairs) > 1 else ""
+                    differences.append(f"iteration {i}{process}: {values[0]} uninterrupted, {values[1]} resumed")
+        yield Verification(f"{what} of each iteration", sum(len(record) for record, _ in pairs), differences)
+
+
+def compare_checkpoints(reference: Training, killed: Training) -> Iterator[Verification]:
+    states = []
+    for training in (reference, killed):
+        path = training.folder / training.last_checkpoint()
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        states.append(dict(flatten({key: value for key, value in state.items() if key not in NOT_COMPARED})))
+    expected, found = states
+    differences: dict[str, list[str]] = {}
+    parts = Counter(part_of(key) for key in expected.keys() | found.keys())
+    for key in sorted(expected.keys() | found.keys()):
+        if digest(expected.get(key, "missing")) != digest(found.get(key, "missing")):
+            differences.setdefault(part_of(key), []).append(f"final checkpoint: {' > '.join(key)}")
+    for part, number in sorted(parts.items()):
+        yield Verification(f"final {part}", number, differences.get(part, []))
+
+
+def flatten(value: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Values that are no dicts, by the keys that lead to them."""
+    if isinstance(value, dict) and value:
+        for name, item in value.items():
+            yield from flatten(item, (*key, str(name)))
+    else:
+        yield key, value
+
+
+def part_of(key: tuple[str, ...]) -> str:
+    names = [name for name in key[:-1] if name not in ("trainer", "_trainer", "hooks")]
+    return names[0] if names else key[-1]
+
+
+def print_table(rows: list[Verification]) -> None:
+    width = max(len(row.what) for row in rows)
+    print(f"\n{'':{width}}  compared  differ")
+    for row in rows:
+        print(f"{row.what:{width}}  {row.num_compared:8}  {len(row.differences):6}")
+    print()
+    if differing := [row for row in rows if row.differences]:
+        first = min(differing, key=lambda row: iteration_of(row.differences[0]))
+        print(f"First difference, in the {first.what}:\n  {first.differences[0]}")
+
+
+def iteration_of(difference: str) -> float:
+    return int(difference.split()[1].strip(",:")) if difference.startswith("iteration") else float("inf")
+
+
+if __name__ == "__main__":
+    run_tool(run)
