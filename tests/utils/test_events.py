@@ -5,7 +5,9 @@ import re
 import pytest
 import torch
 
+from detlib.utils import event_storage
 from detlib.utils.errors import DetlibError, UnknownNameError
+from detlib.utils.event_writers import waiting_share
 from detlib.utils.events import (
     CommonMetricPrinter,
     EventStorage,
@@ -190,6 +192,7 @@ def test_printed_line_tells_eta_losses_times_and_rate(caplog):
                 top1_acc=50.0,
                 embedding_spread=0.9,
                 num_fg=3,
+                num_images=8,
                 time=2.0,
                 data_time=0.5,
             )
@@ -198,7 +201,7 @@ def test_printed_line_tells_eta_losses_times_and_rate(caplog):
         storage.iter = 2
         printer.write()
     (record,) = caplog.records
-    line = re.sub(r"  max_mem: \d+M", "", record.message).split("  ")
+    line = _without_memory(record).split("  ")
     assert line == [
         " eta: 0:03:16",  # 98 iterations of 2 seconds
         "iter: 2",
@@ -210,6 +213,8 @@ def test_printed_line_tells_eta_losses_times_and_rate(caplog):
         "last_time: 2.0000",
         "data_time: 0.5000",
         "last_data_time: 0.5000",
+        "img/s: 4.0",
+        "data_wait: 25%",
         "lr: 0.01",
     ]
 
@@ -220,7 +225,42 @@ def test_line_is_printed_without_any_scalars_and_not_after_the_end(caplog):
         printer.write()
         storage.step()
         printer.write()
-    assert [re.sub(r"  max_mem: \d+M", "", record.message) for record in caplog.records] == [" iter: 1"]
+    assert [_without_memory(record) for record in caplog.records] == [" iter: 1"]
+
+
+def test_line_tells_the_memory_in_use_and_no_results_of_evaluations(caplog):
+    with EventStorage(1) as storage, caplog.at_level(logging.INFO):
+        storage.put_scalar("validation_loss", 1.0, smoothing_hint=False)
+        CommonMetricPrinter().write()
+    (record,) = caplog.records
+    assert int(re.search(r"ram: (\d+)M", record.message).group(1)) > 50  # torch alone takes that
+    assert "loss" not in record.message
+
+
+def _without_memory(record):
+    return re.sub(r"  (max_mem|ram): \d+M", "", record.message)
+
+
+def test_waiting_share_leaves_out_the_iterations_in_which_workers_start():
+    storage = EventStorage()
+    storage.put_scalar("data_time", 30.0)  # IterationTimer stores no "time" for the first ones.
+    storage.step()
+    assert waiting_share(storage, 20) is None
+    for seconds in (0.5, 0.25):
+        storage.put_scalars(data_time=seconds, time=1.5)
+        storage.step()
+    assert waiting_share(storage, 20) == 0.25  # 0.75 of 3 seconds
+
+
+def test_history_of_a_scalar_keeps_its_last_values_only(monkeypatch):
+    monkeypatch.setattr(event_storage, "_MAX_HISTORY", 3)
+    storage = EventStorage()
+    for value in range(5):
+        storage.put_scalar("a", value)
+        storage.step()
+    history = storage.history("a")
+    assert history.values() == [(2.0, 2), (3.0, 3), (4.0, 4)]
+    assert history.global_avg() == 2.0
 
 
 def test_event_writer_is_a_contract():

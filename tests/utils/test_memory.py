@@ -1,7 +1,20 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from detlib.utils.memory import retry_if_cuda_oom
+from detlib.utils.memory import host_memory, retry_if_cuda_oom
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, the memory of this process alone is known")
+def test_memory_in_use_is_also_that_of_the_processes_started_from_here():
+    before = host_memory()
+    code = "memory = bytearray(64 << 20); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert host_memory() - before > 60 << 20
+        process.communicate(b"\n")
 
 
 def failing(times):
