@@ -129,11 +129,7 @@ class CommonMetricPrinter(EventWriter):
         parts = [
             f"eta: {eta}" if eta else "",
             f"iter: {storage.iter}",
-            *(
-                f"{name}: {self._median(storage, name):.4g}"
-                for name in storage.histories()
-                if _is_watched(storage, name)
-            ),
+            *(f"{name}: {self._median(storage, name):.4g}" for name in _watched(storage)),
             *self._times(storage),
             *self._rates(storage),
             f"lr: {storage.history('lr').latest():.5g}" if "lr" in storage.histories() else "",
