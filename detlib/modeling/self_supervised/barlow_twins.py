@@ -26,6 +26,7 @@ class BarlowTwins(SelfSupModel):
     """Two views through one network; the head is a LatentCrossCorrelationHead."""
 
     num_views = 2
+    compares_samples = True
     needs = ("NECK", "HEAD")
 
     @configurable

@@ -32,10 +32,12 @@ class SelfSupModel(PreprocessesImages, nn.Module):
     Attributes:
         num_views: how many views of each sample the loss needs.
         views_example: what gives them in INPUT.VIEWS, for the message of an error.
+        compares_samples: whether the loss of a sample depends on the others of its batch, as on negatives.
         needs: sections of MODEL.SSL that must name something.
     """
 
     num_views = 1
+    compares_samples = False
     views_example = "{{COUNT: {num_views}, AUGMENTATIONS: [...]}}"
     needs: tuple[str, ...] = ()
 

@@ -20,6 +20,7 @@ from detlib.modeling.self_supervised.heads import ContrastiveHead, full_precisio
 from detlib.modeling.self_supervised.memories import KeyQueue
 from detlib.modeling.self_supervised.momentum import MomentumEncoder, build_momentum_encoder
 from detlib.modeling.self_supervised.necks import mean_of_cells
+from detlib.utils.accumulation import is_last_part
 
 __all__ = ["DenseCL", "DenseCLHead", "DenseCLNeck", "matching_cells"]
 
@@ -178,7 +179,7 @@ class DenseCLHead(nn.Module):
     def forward(self, single: tuple[Tensor, Tensor], dense: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """The weighted losses of similarities to positives and negatives, of images and of cells."""
         weight = torch.where(self.num_steps < self.warmup_iters, 0.0, self.dense_weight)
-        if self.training:
+        if self.training and is_last_part():
             self.num_steps += 1
         return {
             "loss_single": (1 - weight) * self.contrast(*single),

@@ -34,6 +34,7 @@ class MoCoV3(SelfSupModel):
     """A network with a predictor, its MoCoV3Head, and a momentum encoder without one, on a ResNet or a MoCoV3ViT."""
 
     num_views = 2
+    compares_samples = True
     needs = ("NECK", "HEAD")
 
     @configurable

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detlib.config import CfgNode
+from detlib.utils.accumulation import is_first_part
 from detlib.utils.errors import ConfigError
 
 __all__ = ["MomentumEncoder", "build_momentum_encoder"]
@@ -71,10 +72,11 @@ class MomentumEncoder(nn.Module):
     def update(self, backbone: nn.Module, neck: nn.Module | None) -> None:
         """Move towards the network; nothing happens in evaluation mode, in which losses are only measured.
 
-        To be called once for each step of the optimizer, before the keys are made. The losses call it, as detlib's
-        trainers take one batch a step; a loop that adds up the gradients of several batches would move it with each.
+        The losses call it, before the keys are made. It moves once for each step of the optimizer: where the gradients
+        of several batches are added up, with the first of them. A loop other than detlib's trainers says which that is
+        by :func:`~detlib.utils.accumulation.part_of_step`.
         """
-        if not self.training:
+        if not self.training or not is_first_part():
             return
         pairs = [(self.backbone, backbone)] + ([(self.neck, neck)] if neck is not None else [])
         own = [parameter for module, _ in pairs for parameter in module.parameters()]

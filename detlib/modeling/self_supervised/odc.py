@@ -26,6 +26,7 @@ from detlib.modeling.self_supervised.memories import MEMORY_REGISTRY, last_of_eq
 from detlib.modeling.self_supervised.necks import batch_norm_1d, mean_of_cells
 from detlib.modeling.self_supervised.pseudo_labels import PseudoLabelModel
 from detlib.utils import comm
+from detlib.utils.accumulation import is_last_part
 from detlib.utils.events import log_scalar
 
 __all__ = ["ODC", "ODCMemory", "ODCNeck"]
@@ -51,7 +52,8 @@ class ODC(PseudoLabelModel):
         if not self.training:
             return
         log_scalar("label_change", self.memory_bank.update(indices, embeddings))
-        self.memory_bank.upkeep()
+        if is_last_part():
+            self.memory_bank.upkeep()
 
 
 @NECK_REGISTRY.register()

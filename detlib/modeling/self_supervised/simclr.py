@@ -24,6 +24,7 @@ class SimCLR(SelfSupModel):
     """Both views through one network; the head is a ContrastiveHead."""
 
     num_views = 2
+    compares_samples = True
     needs = ("NECK", "HEAD")
 
     def loss(self, views: list[Tensor], samples: list[dict[str, Any]]) -> dict[str, Tensor]:

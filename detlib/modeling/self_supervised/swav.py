@@ -23,6 +23,7 @@ from detlib.modeling.self_supervised.distributed import concat_all_gather
 from detlib.modeling.self_supervised.heads import similarities
 from detlib.modeling.self_supervised.necks import batch_norm_1d, mean_of_cells
 from detlib.utils import comm
+from detlib.utils.accumulation import is_last_part
 from detlib.utils.errors import ConfigError
 
 __all__ = ["SwAV", "SwAVHead", "SwAVLoss", "SwAVNeck", "sinkhorn"]
@@ -36,6 +37,7 @@ class SwAV(SelfSupModel):
     """Crops of several sizes through one network; its head is a SwAVHead."""
 
     num_views = NUM_CODES
+    compares_samples = True
     needs = ("NECK", "HEAD")
 
     def loss(self, views: list[Tensor], samples: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -126,7 +128,7 @@ class SwAVHead(nn.Module):
         frozen = self.num_steps < self.freeze_iters
         weight = torch.where(frozen, self.prototypes.weight.detach(), self.prototypes.weight)
         scores = similarities(embeddings.flatten(0, 1), weight).unflatten(0, embeddings.shape[:2])  # (V, N, K)
-        if self.training:
+        if self.training and is_last_part():
             self.num_steps += 1
         return self.loss_module(scores, codes)
 
