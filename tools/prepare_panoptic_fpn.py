@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from detlib.data.datasets.builtin import COCO_PANOPTIC, datasets_root
+from detlib.data.datasets.paths import Folder
 from detlib.data.label_maps import IGNORED, read_segment_ids, semantic_labels_of
 from detlib.engine.setup import run_tool
 from detlib.utils.errors import ConfigError, DatasetError, MissingFileError
@@ -126,13 +127,14 @@ def write_all(samples: list[tuple[str, list[dict[str, int]]]], panoptic_root: st
 
 def write_label_map(sample: tuple[str, list[dict[str, int]]], panoptic_root: str, output_dir: str) -> None:
     file_name, segments = sample
-    source = os.path.join(panoptic_root, file_name)
+    json_file = "the panoptic JSON file"
+    source = Folder(panoptic_root, json_file, argument="--panoptic-root").join(file_name, "an annotation")
     if not os.path.isfile(source):
         raise MissingFileError(f"panoptic PNG file {source!r} does not exist; check the folder, or unpack it again")
     labels = semantic_labels_of({"pan_seg_file_name": source, "segments_info": segments})
     if labels is None:  # There is no segment.
         labels = np.full(read_segment_ids(source).shape, IGNORED)
-    target = os.path.join(output_dir, f"{os.path.splitext(file_name)[0]}.png")
+    target = Folder(output_dir, json_file).join(f"{os.path.splitext(file_name)[0]}.png", "an annotation")
     Image.fromarray(labels.astype(np.uint8)).save(target)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from detlib.data import MetadataCatalog
+from detlib.data.datasets.paths import Folder
 from detlib.data.label_maps import read_segment_ids
 from detlib.evaluation.evaluator import DatasetEvaluator
 from detlib.evaluation.predictions import gather_predictions, write_json
@@ -165,7 +166,8 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                 "than the evaluator was made for?"
             )
         annotation = self._annotations[image_id]
-        path = os.path.join(self._metadata.panoptic_root, annotation["file_name"])
+        label_maps = Folder(self._metadata.panoptic_root, self._metadata.panoptic_json, argument="panoptic_root")
+        path = label_maps.join(annotation["file_name"], f"image {image_id!r}")
         gt_ids = read_segment_ids(path)
         if gt_ids.shape != ids.shape:
             raise DatasetError(

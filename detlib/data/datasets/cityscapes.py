@@ -166,7 +166,7 @@ def _objects_of_json(file: CityscapesFiles) -> tuple[tuple[int, int], list[Objec
                 for o in content["objects"]
                 if o["label"] not in NEVER_DRAWN and not o.get("deleted") and len(o["polygon"]) >= 3
             ]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise DatasetError(f"{file.polygons} is not in Cityscapes' format: {error!r}") from error
     # What comes later lies in front. Pillow drew the maps of the download, so that the pixels are the same.
     canvas = Image.new("I", size[::-1], -1)

@@ -1,6 +1,5 @@
 """Cityscapes with panoptic labels, in the form that ``tools/prepare_cityscapes.py`` makes of the download."""
 
-import json
 import os
 from typing import Any
 
@@ -8,6 +7,8 @@ from detlib.data.catalog import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, panoptic_metadata
 from detlib.data.datasets.cityscapes import IMAGE_SUFFIX, require_train_ids
 from detlib.data.datasets.files import require_files
+from detlib.data.datasets.json_files import read_json
+from detlib.data.datasets.paths import Folder
 from detlib.utils.errors import DatasetError, MissingFileError
 from detlib.utils.file_io import PathManager
 
@@ -33,10 +34,10 @@ def get_cityscapes_panoptic_files(
         for name in sorted(PathManager.ls(folder)) if PathManager.isdir(folder) else ():
             if name.endswith("_" + IMAGE_SUFFIX):
                 images[name.removesuffix("_" + IMAGE_SUFFIX)] = os.path.join(folder, name)
-    files = []
+    files, label_maps = [], Folder(gt_dir, "the panoptic JSON file", argument="gt_dir")
     for annotation in json_info["annotations"]:
         image_file = images.get(annotation["image_id"])
-        label_file = os.path.join(gt_dir, annotation["file_name"])
+        label_file = label_maps.join(annotation["file_name"], f"image {annotation['image_id']!r}")
         if image_file is None:
             raise DatasetError(f"no image in {image_dir} is named {annotation['image_id']}_{IMAGE_SUFFIX}")
         if not PathManager.isfile(label_file):
@@ -66,11 +67,19 @@ def load_cityscapes_panoptic(image_dir: str, gt_dir: str, gt_json: str, meta: di
     """
     if not PathManager.isfile(gt_json):
         raise MissingFileError(f"{gt_json!r} does not exist; make it by `python tools/prepare_cityscapes.py`")
-    with PathManager.open(gt_json, "r") as stream:
-        try:
-            json_info = json.load(stream)
-        except ValueError as error:
-            raise DatasetError(f"{gt_json} is not valid JSON: {error}; make it anew") from None
+    json_info = read_json(gt_json)
+    try:
+        return _samples(image_dir, gt_dir, gt_json, json_info, meta)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f"{gt_json} is not in COCO's panoptic format ({type(error).__name__}: {error}); make it anew by "
+            "`python tools/prepare_cityscapes.py`"
+        ) from error
+
+
+def _samples(
+    image_dir: str, gt_dir: str, gt_json: str, json_info: dict[str, Any], meta: dict[str, Any]
+) -> list[dict[str, Any]]:
     things = meta["thing_dataset_id_to_contiguous_id"]
     contiguous_ids = {**things, **meta["stuff_dataset_id_to_contiguous_id"]}
     samples = []

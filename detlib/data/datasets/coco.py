@@ -21,6 +21,8 @@ from detlib.data.datasets.coco_format import (
     some,
 )
 from detlib.data.datasets.coco_keypoints import keypoint_metadata_of
+from detlib.data.datasets.coco_values import short
+from detlib.data.datasets.paths import Folder
 from detlib.utils.errors import DatasetError, MissingFileError
 from detlib.utils.file_io import PathManager
 
@@ -31,7 +33,9 @@ logger = logging.getLogger(__name__)
 Entry = dict[str, Any]
 
 
-def register_coco_instances(name: str, metadata: dict[str, Any], json_file: str, image_root: str) -> None:
+def register_coco_instances(
+    name: str, metadata: dict[str, Any], json_file: str, image_root: str, allow_outside: bool = False
+) -> None:
     """Register a dataset in COCO's format for detection, instance segmentation or keypoints.
 
     No file is read before the dataset is first asked for.
@@ -42,9 +46,10 @@ def register_coco_instances(name: str, metadata: dict[str, Any], json_file: str,
             ``keypoint_connection_rules`` are by default those of the first category that has ``keypoints``.
         json_file: annotations.
         image_root: folder to which the file names in ``json_file`` are relative.
+        allow_outside: whether they may lead out of that folder, see :func:`load_coco_json`.
     """
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
-    DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
+    DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name, allow_outside=allow_outside))
     MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
 
 
@@ -53,6 +58,7 @@ def load_coco_json(
     image_root: str,
     dataset_name: str | None = None,
     extra_annotation_keys: Sequence[str] | None = None,
+    allow_outside: bool = False,
 ) -> list[Entry]:
     """Read a COCO JSON file of boxes, masks and keypoints.
 
@@ -63,6 +69,8 @@ def load_coco_json(
             ``thing_dataset_id_to_contiguous_id``, and category ids are mapped to 0 ... K - 1 in the order of the ids
             in the file. Without it, ids stay as they are.
         extra_annotation_keys: keys of an annotation to carry over to the samples as they are, where present.
+        allow_outside: whether file names may lead out of ``image_root``, by ``..`` or as absolute paths. Without it,
+            they may be absolute if they are below it; where it is empty, they are paths already.
 
     Returns:
         One dict per image in the order of image ids: ``file_name``, ``height``, ``width``, ``image_id`` and
@@ -78,18 +86,18 @@ def load_coco_json(
     annotations = content["annotations"]
     check_unique(annotations, "annotation", json_file)
     check_boxes(annotations, json_file)
-    samples = _samples(content["images"], image_root, json_file)
+    samples = _samples(content["images"], Folder(image_root, json_file, allow_outside), json_file)
     extra_keys = tuple(extra_annotation_keys or ())
     maskless = []
     for annotation in annotations:
         sample = samples.get(annotation["image_id"])
         if sample is None:
             raise annotation_error(
-                json_file, annotation, f"image {annotation['image_id']!r} is not in 'images'", "add the image"
+                json_file, annotation, f"image {short(annotation['image_id'])} is not in 'images'", "add the image"
             )
         category_id = category_ids.get(annotation["category_id"])
         if category_id is None:
-            problem = f"category {annotation['category_id']!r} is not in 'categories'"
+            problem = f"category {short(annotation['category_id'])} is not in 'categories'"
             raise annotation_error(json_file, annotation, problem, f"known ids are {sorted(category_ids)}")
         instance = parse_instance(annotation, category_id, extra_keys, json_file)
         if instance is None:
@@ -166,15 +174,21 @@ def _register_categories(categories: list[Entry], dataset_name: str | None, json
     return contiguous_ids
 
 
-def _samples(images: list[Entry], image_root: str, json_file: str) -> dict[Any, Entry]:
+def _samples(images: list[Entry], folder: Folder, json_file: str) -> dict[Any, Entry]:
     check_unique(images, "image", json_file)
+    return {image["id"]: sample_of(image, folder) for image in sorted(images, key=lambda image: image["id"])}
+
+
+def sample_of(image: Entry, folder: Folder) -> Entry:
+    """The sample of an entry of "images", still without objects.
+
+    Raises:
+        DatasetError: its file name is none, or leads out of the folder.
+    """
     return {
-        image["id"]: {
-            "file_name": os.path.join(image_root, image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-            "annotations": [],
-        }
-        for image in sorted(images, key=lambda image: image["id"])
+        "file_name": folder.join(image["file_name"], f"image {image['id']!r}"),
+        "height": image["height"],
+        "width": image["width"],
+        "image_id": image["id"],
+        "annotations": [],
     }

@@ -1,17 +1,24 @@
 """COCO's JSON format: a file is read and checked, and its annotations become instances of samples."""
 
-import json
 import logging
-import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from detlib.data.datasets.coco_values import (
+    are_numbers,
+    check_entries,
+    check_one_kind_of_ids,
+    is_box,
+    polygon_problem,
+    rle_problem,
+    short,
+)
+from detlib.data.datasets.json_files import read_json
 from detlib.structures import BoxMode
-from detlib.utils.errors import DatasetError, MissingFileError
-from detlib.utils.file_io import PathManager
+from detlib.utils.errors import DatasetError
 
 __all__ = ["IMAGE_KEYS", "annotation_error", "check_boxes", "check_unique", "parse_instance", "read_coco_file", "some"]
 
@@ -29,13 +36,7 @@ FILES_WITH_KNOWN_DUPLICATES = ("instances_minival2014.json", "instances_valminus
 
 def read_coco_file(json_file: str, image_keys: frozenset[str] = IMAGE_KEYS) -> dict[str, list[Entry]]:
     """Read and check the three lists; a file without annotations (a test set) gets an empty list."""
-    if not PathManager.isfile(json_file):
-        raise MissingFileError(f"annotation file {json_file!r} does not exist; check the path, or its download")
-    with open(PathManager.get_local_path(json_file), encoding="utf-8") as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise DatasetError(f"{json_file} is not valid JSON: {error}; it may be cut off, write it again") from None
+    content = read_json(json_file)
     if not isinstance(content, dict):
         raise DatasetError(f"{json_file}: expected an object with 'images', 'annotations' and 'categories'")
     if "annotations" not in content:
@@ -45,23 +46,12 @@ def read_coco_file(json_file: str, image_keys: frozenset[str] = IMAGE_KEYS) -> d
         if not isinstance(lists.get(key), list):
             found = f"is {type(content[key]).__name__}" if key in content else "is missing"
             raise DatasetError(f"{json_file}: {key!r} {found}; COCO's format needs a list of objects there")
-        _check_keys(lists[key], required, key, json_file)
+        check_entries(lists[key], required, key, json_file)
     return lists
 
 
-def _check_keys(entries: list[Entry], required: frozenset[str], key: str, json_file: str) -> None:
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise DatasetError(f"{json_file}: {key}[{index}] is {entry!r}; expected an object")
-        if not required <= entry.keys():
-            missing = ", ".join(sorted(required - entry.keys()))
-            raise DatasetError(
-                f"{json_file}: {key}[{index}] (id {entry.get('id')}) lacks {missing}; each needs "
-                f"{', '.join(sorted(required))}"
-            )
-
-
 def check_unique(entries: list[Entry], kind: str, json_file: str) -> None:
+    check_one_kind_of_ids(entries, kind, json_file)
     if len({entry["id"] for entry in entries}) == len(entries):
         return
     seen: set[Any] = set()
@@ -73,11 +63,11 @@ def check_unique(entries: list[Entry], kind: str, json_file: str) -> None:
 
 
 def check_boxes(annotations: list[Entry], json_file: str) -> None:
-    bad = [annotation for annotation in annotations if not _is_box(annotation["bbox"])]
+    bad = [annotation for annotation in annotations if not is_box(annotation["bbox"])]
     if bad:
-        found = "; ".join(f"annotation {a['id']} of image {a['image_id']!r}: {a['bbox']}" for a in bad[:5])
+        found = "; ".join(f"annotation {a['id']} of image {a['image_id']!r}: {short(a['bbox'])}" for a in bad[:5])
         raise DatasetError(
-            f"{json_file}: {len(bad)} boxes are not four finite numbers [x, y, width, height]: {found}. "
+            f"{json_file}: {len(bad)} boxes are not four finite numbers [x, y, width, height] of pixels: {found}. "
             "Correct or delete them. (Rotated boxes are five: [center x, center y, width, height, degrees].)"
         )
     flat = [a["id"] for a in annotations if a["bbox"][2] <= 0 or a["bbox"][3] <= 0]
@@ -86,13 +76,6 @@ def check_boxes(annotations: list[Entry], json_file: str) -> None:
             f"{json_file}: {len(flat)} boxes have no area (width or height <= 0) and cannot be learned: annotation "
             f"ids {some(flat)}. Boxes are [x, y, width, height], not two corners."
         )
-
-
-def _is_box(box: Any) -> bool:
-    try:
-        return len(box) in (4, 5) and all(math.isfinite(number) for number in box)
-    except (TypeError, ValueError):
-        return False
 
 
 def parse_instance(annotation: Entry, category_id: int, extra_keys: Iterable[str], json_file: str) -> Entry | None:
@@ -121,8 +104,12 @@ def _segmentation(annotation: Entry, json_file: str) -> list[list[float]] | Entr
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):
         return _compressed_rle(annotation, json_file)
-    if not all(isinstance(polygon, list) for polygon in segmentation):
-        problem = f"its 'segmentation' is {str(segmentation)[:60]}"
+    if not isinstance(segmentation, list):
+        problem = f"its 'segmentation' is {short(segmentation)}"
+    else:
+        problem = next(filter(None, map(polygon_problem, segmentation)), "")
+        problem = problem and f"a polygon of its 'segmentation' {problem}"
+    if problem:
         raise annotation_error(
             json_file, annotation, problem, "expected an RLE object or polygons [[x0, y0, x1, y1, ...], ...]"
         )
@@ -132,26 +119,24 @@ def _segmentation(annotation: Entry, json_file: str) -> list[list[float]] | Entr
 def _compressed_rle(annotation: Entry, json_file: str) -> Entry:
     rle = annotation["segmentation"]
     if not {"counts", "size"} <= rle.keys():
-        problem = f"its 'segmentation' has only the keys {sorted(rle)}"
+        problem = f"its 'segmentation' has only the keys {short(sorted(rle))}"
         raise annotation_error(json_file, annotation, problem, "an RLE needs 'counts' and 'size' [height, width]")
+    problem = rle_problem(rle)
+    if problem:
+        remedy = "counts are lengths of runs, column by column, background first"
+        raise annotation_error(json_file, annotation, f"its RLE {problem}", remedy)
     if not isinstance(rle["counts"], list):
         return rle
-    height, width = rle["size"]
-    if sum(rle["counts"]) != height * width:
-        problem = f"its RLE counts sum to {sum(rle['counts'])}, not to {height} x {width}"
-        raise annotation_error(
-            json_file, annotation, problem, "counts are lengths of runs, column by column, background first"
-        )
     from pycocotools import mask as coco_mask
 
-    return coco_mask.frPyObjects(rle, height, width)
+    return coco_mask.frPyObjects(rle, *rle["size"])
 
 
 def _keypoints(annotation: Entry, json_file: str) -> list[float]:
     """Return x, y, visibility triples, from pixel indices to points of the plane."""
     keypoints = annotation["keypoints"]
-    if not isinstance(keypoints, list) or len(keypoints) % 3:
-        problem = f"its 'keypoints' are {str(keypoints)[:60]}"
+    if not isinstance(keypoints, list) or len(keypoints) % 3 or not are_numbers(keypoints):
+        problem = f"its 'keypoints' are {short(keypoints)}"
         raise annotation_error(
             json_file, annotation, problem, "expected a flat list [x, y, visibility, x, y, visibility, ...]"
         )
@@ -161,9 +146,9 @@ def _keypoints(annotation: Entry, json_file: str) -> list[float]:
 
 
 def annotation_error(json_file: str, annotation: Entry, problem: str, remedy: str) -> DatasetError:
-    where = f"annotation {annotation['id']} of image {annotation['image_id']!r}"
+    where = f"annotation {short(annotation['id'])} of image {short(annotation['image_id'])}"
     return DatasetError(f"{json_file}: {where}: {problem}; {remedy}")
 
 
 def some(items: Sequence[Any]) -> str:
-    return ", ".join(map(str, items[:5])) + (", ..." if len(items) > 5 else "")
+    return ", ".join(map(short, items[:5])) + (", ..." if len(items) > 5 else "")

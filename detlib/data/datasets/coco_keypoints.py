@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from detlib.data.datasets.coco_values import short
 from detlib.utils.errors import DatasetError
 
 __all__ = ["keypoint_metadata_of"]
@@ -22,13 +23,18 @@ def keypoint_metadata_of(categories: list[dict[str, Any]], json_file: str) -> di
     category = next((category for category in categories if category.get("keypoints")), None)
     if category is None:
         return {}
+    if not isinstance(category["keypoints"], list):
+        raise DatasetError(
+            f"{json_file}: the 'keypoints' of category {short(category['name'])} are {short(category['keypoints'])}; "
+            "expected a list of names"
+        )
     names = [str(name) for name in category["keypoints"]]
     pairs = [(name, name.replace("left", "right")) for name in names if "left" in name]
     skeleton = category.get("skeleton", [])
-    if any(len(line) != 2 or not all(1 <= end <= len(names) for end in line) for line in skeleton):
+    if not isinstance(skeleton, list) or not all(_is_line(line, len(names)) for line in skeleton):
         raise DatasetError(
-            f"{json_file}: the 'skeleton' of category {category['name']!r} is {skeleton}; each line needs two numbers "
-            f"from 1 to {len(names)}, as many as it has 'keypoints'"
+            f"{json_file}: the 'skeleton' of category {short(category['name'])} is {short(skeleton)}; each line "
+            f"needs two numbers from 1 to {len(names)}, as many as it has 'keypoints'"
         )
     limbs = [(names[a - 1], names[b - 1]) for a, b in skeleton]
     return {
@@ -36,6 +42,12 @@ def keypoint_metadata_of(categories: list[dict[str, Any]], json_file: str) -> di
         "keypoint_flip_map": [pair for pair in pairs if pair[1] in names],
         "keypoint_connection_rules": [(a, b, _color(a, b)) for a, b in limbs],
     }
+
+
+def _is_line(line: Any, num_points: int) -> bool:
+    return (
+        isinstance(line, list) and len(line) == 2 and all(type(end) is int and 1 <= end <= num_points for end in line)
+    )
 
 
 def _color(a: str, b: str) -> tuple[int, int, int]:

@@ -1,13 +1,13 @@
 """Datasets in COCO's panoptic format: one PNG of segment ids per image, and a JSON file that describes segments."""
 
-import json
 import os
 from typing import Any
 
 from detlib.data.catalog import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets.coco import load_coco_json, load_sem_seg
-from detlib.utils.errors import DatasetError, MissingFileError
-from detlib.utils.file_io import PathManager
+from detlib.data.datasets.json_files import read_json
+from detlib.data.datasets.paths import Folder
+from detlib.utils.errors import DatasetError
 
 __all__ = [
     "load_coco_panoptic_json",
@@ -96,8 +96,17 @@ def register_coco_panoptic_separated(
     )
 
 
-def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: dict[str, Any]) -> list[Sample]:
+def load_coco_panoptic_json(
+    json_file: str, image_dir: str, gt_dir: str, meta: dict[str, Any], allow_outside: bool = False
+) -> list[Sample]:
     """Read a panoptic JSON file.
+
+    Args:
+        json_file: description of all segments.
+        image_dir: folder of the images.
+        gt_dir: folder of the PNG files.
+        meta: metadata with ``thing_dataset_id_to_contiguous_id`` and ``stuff_dataset_id_to_contiguous_id``.
+        allow_outside: whether file names may lead out of these folders, as for :func:`load_coco_json`.
 
     Returns:
         One dict per image: ``file_name``, ``image_id``, ``pan_seg_file_name`` and ``segments_info``, whose
@@ -107,37 +116,37 @@ def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: d
         MissingFileError: there is no such file.
         DatasetError: the file is damaged, or a category is in neither map of ``meta``.
     """
-    if not PathManager.isfile(json_file):
-        raise MissingFileError(f"panoptic annotation file {json_file!r} does not exist; check the path")
-    with open(PathManager.get_local_path(json_file), encoding="utf-8") as file:
-        try:
-            content = json.load(file)
-            image_names = {image["id"]: image["file_name"] for image in content.get("images", [])}
-            return [_sample(entry, image_names, image_dir, gt_dir, meta) for entry in content["annotations"]]
-        except json.JSONDecodeError as error:
-            raise DatasetError(f"{json_file} is not valid JSON: {error}; it may be cut off") from None
-        except (KeyError, TypeError) as error:
-            raise DatasetError(
-                f"{json_file} is not in COCO's panoptic format ({type(error).__name__}: {error}); expected "
-                "'annotations' with image_id, file_name and segments_info"
-            ) from error
+    content = read_json(json_file)
+    images = Folder(image_dir, json_file, allow_outside)
+    label_maps = Folder(gt_dir, json_file, allow_outside, argument="panoptic_root")
+    try:
+        image_names = {image["id"]: image["file_name"] for image in content.get("images", [])}
+        return [_sample(entry, image_names, images, label_maps, meta) for entry in content["annotations"]]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f"{json_file} is not in COCO's panoptic format ({type(error).__name__}: {error}); expected "
+            "'annotations' with image_id, file_name and segments_info"
+        ) from error
 
 
 def _sample(
-    entry: dict[str, Any], image_names: dict[Any, str], image_dir: str, gt_dir: str, meta: dict[str, Any]
+    entry: dict[str, Any], image_names: dict[Any, str], images: Folder, label_maps: Folder, meta: dict[str, Any]
 ) -> Sample:
     # COCO names the label map after the photograph, which is a JPEG.
     default = os.path.splitext(entry["file_name"])[0] + ".jpg"
+    where = f"image {entry['image_id']!r}"
     return {
-        "file_name": os.path.join(image_dir, image_names.get(entry["image_id"], default)),
+        "file_name": images.join(image_names.get(entry["image_id"], default), where),
         "image_id": entry["image_id"],
-        "pan_seg_file_name": os.path.join(gt_dir, entry["file_name"]),
+        "pan_seg_file_name": label_maps.join(entry["file_name"], where),
         "segments_info": [_contiguous(segment, entry["image_id"], meta) for segment in entry["segments_info"]],
     }
 
 
 def _contiguous(segment: dict[str, Any], image_id: Any, meta: dict[str, Any]) -> dict[str, Any]:
     category_id = segment["category_id"]
+    if type(segment["id"]) is not int:
+        raise DatasetError(f"image {image_id!r} has a segment with the id {segment['id']!r}; expected a whole number")
     for is_thing, key in ((True, "thing_dataset_id_to_contiguous_id"), (False, "stuff_dataset_id_to_contiguous_id")):
         if category_id in meta[key]:
             return {**segment, "category_id": meta[key][category_id], "isthing": is_thing}

@@ -3,11 +3,12 @@
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from detlib.data.catalog import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets.lazy import set_lazy_metadata
+from detlib.data.datasets.paths import Folder
 from detlib.utils.errors import ConfigError, DatasetError, MissingFileError
 from detlib.utils.file_io import PathManager
 
@@ -36,6 +37,7 @@ def register_image_folder(
     image_root: str | os.PathLike[str],
     list_file: str | os.PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
+    allow_outside: bool = False,
 ) -> None:
     """Register images of one label each. No file is read before the dataset, or its classes, are first asked for.
 
@@ -44,6 +46,7 @@ def register_image_folder(
         image_root: folder with a folder for each class, see :func:`load_image_folder`.
         list_file: a list of images below image_root, see :func:`load_image_list`; then folders mean nothing.
         classes: names in the order of labels; those of the folders by default. A list needs them.
+        allow_outside: whether paths of the list may lead out of image_root.
     """
     image_root = os.fspath(image_root)
     if list_file is None:
@@ -53,7 +56,7 @@ def register_image_folder(
             f"dataset {name!r}: a list of images has the numbers of classes only; give their names, too, in CLASSES"
         )
     else:
-        load = functools.partial(load_image_list, list_file, image_root, classes)
+        load = functools.partial(load_image_list, list_file, image_root, classes, allow_outside)
     DatasetCatalog.register(name, load)
     if classes is None:
         set_lazy_metadata(name, ("classes",), functools.partial(_metadata_of_folder, image_root))
@@ -130,13 +133,16 @@ def load_image_folder(image_root: str, classes: Sequence[str] | None = None) -> 
     return samples
 
 
-def load_image_list(list_file: str | os.PathLike[str], image_root: str, classes: Sequence[str]) -> list[dict[str, Any]]:
+def load_image_list(
+    list_file: str | os.PathLike[str], image_root: str, classes: Sequence[str], allow_outside: bool = False
+) -> list[dict[str, Any]]:
     """Read a file with a line for each image: its path below image_root, a blank and the number of its class.
 
     The path may have blanks, too. Lines without text are passed over.
 
     Args:
         classes: names of the classes 0, 1, ...
+        allow_outside: whether paths may lead out of ``image_root``, as for :func:`load_coco_json`.
 
     Returns:
         One dict per image in the order of the lines: ``file_name``, ``image_id`` (the path of the line) and ``label``.
@@ -149,13 +155,13 @@ def load_image_list(list_file: str | os.PathLike[str], image_root: str, classes:
     if not PathManager.isfile(list_file):
         raise MissingFileError(f"list of images {os.fspath(list_file)!r} does not exist; check the path")
     names_in = functools.cache(_names_in)
-    samples = []
+    samples, folder = [], Folder(image_root, list_file, allow_outside)
     with PathManager.open(list_file) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(file, list_file), start=1):
             if not line.strip():
                 continue
             path, label = _parse(line, f"{os.fspath(list_file)}:{number}", classes)
-            file_name = os.path.join(image_root, path)
+            file_name = folder.join(path, f"line {number}")
             # Folders are listed once each: asking for every file takes minutes for a million on a network drive.
             if os.path.basename(path) not in names_in(os.path.dirname(file_name)):
                 raise MissingFileError(
@@ -166,6 +172,13 @@ def load_image_list(list_file: str | os.PathLike[str], image_root: str, classes:
     if not samples:
         raise NoImagesError(f"{os.fspath(list_file)!r} lists no image; expected lines like 'cat/1.jpg 0'")
     return samples
+
+
+def _lines(file: Iterable[str], list_file: str | os.PathLike[str]) -> Iterator[str]:
+    try:
+        yield from file
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{os.fspath(list_file)} is not a text file: {error}") from error
 
 
 def _parse(line: str, where: str, classes: Sequence[str]) -> tuple[str, int]:

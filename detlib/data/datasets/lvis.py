@@ -25,8 +25,10 @@ from detlib.data.datasets.coco_format import (
     read_coco_file,
     some,
 )
+from detlib.data.datasets.coco_values import short
 from detlib.data.datasets.files import datasets_root, missing_files_error
 from detlib.data.datasets.lazy import set_lazy_metadata
+from detlib.data.datasets.paths import Folder
 from detlib.utils.errors import DatasetError, MissingFileError, UnknownNameError
 from detlib.utils.file_io import PathManager
 
@@ -116,6 +118,7 @@ def load_lvis_json(
     image_root: str,
     dataset_name: str | None = None,
     extra_annotation_keys: Sequence[str] | None = None,
+    allow_outside: bool = False,
 ) -> list[Entry]:
     """Read annotations in LVIS's format.
 
@@ -125,6 +128,7 @@ def load_lvis_json(
         dataset_name: if given, ``thing_classes`` and ``thing_dataset_id_to_contiguous_id`` become metadata of that
             dataset, where it has none.
         extra_annotation_keys: keys of an annotation to carry over to the samples as they are, where present.
+        allow_outside: whether file names may lead out of ``image_root``, as for :func:`load_coco_json`.
 
     Returns:
         One dict per image as :func:`load_coco_json` gives it, and ``not_exhaustive_category_ids`` and
@@ -135,18 +139,19 @@ def load_lvis_json(
         DatasetError: the file is damaged or an entry of it is.
     """
     content = read_coco_file(json_file, IMAGE_KEYS)
+    folder = Folder(image_root, json_file, allow_outside)
     category_ids = _category_ids(content["categories"], dataset_name, json_file)
     check_unique(content["images"], "image", json_file)
     check_unique(content["annotations"], "annotation", json_file)
     check_boxes(content["annotations"], json_file)
     images = sorted(content["images"], key=lambda image: image["id"])
-    samples = {image["id"]: _sample(image, image_root, json_file) for image in images}
+    samples = {image["id"]: sample_of(image, folder) for image in images}
     maskless = []
     for annotation in content["annotations"]:
         if annotation["image_id"] not in samples:
             raise annotation_error(json_file, annotation, "its image is not in 'images'", "add the image")
         if annotation["category_id"] not in category_ids:
-            problem = f"its category {annotation['category_id']!r} is not among the {len(category_ids)} known ones"
+            problem = f"its category {short(annotation['category_id'])} is not among the {len(category_ids)} known ones"
             raise annotation_error(json_file, annotation, problem, "add it to 'categories'")
         category_id = category_ids[annotation["category_id"]]
         instance = parse_instance(annotation, category_id, tuple(extra_annotation_keys or ()), json_file)
@@ -164,16 +169,22 @@ def load_lvis_json(
     return list(samples.values())
 
 
-def _sample(image: Entry, image_root: str, json_file: str) -> Entry:
-    if image.get("coco_url"):
+def sample_of(image: Entry, folder: Folder) -> Entry:
+    """The sample of an entry of "images", still without objects.
+
+    Raises:
+        DatasetError: it names no file, or one out of the folder.
+    """
+    url = image.get("coco_url")
+    if isinstance(url, str) and url:
         # As in .../train2017/000000391895.jpg: LVIS splits COCO's images anew, so that a split has several folders.
-        file_name = "/".join(image["coco_url"].split("/")[-2:])
+        file_name = "/".join(url.split("/")[-2:])
     elif image.get("file_name"):
         file_name = image["file_name"]
     else:
-        raise DatasetError(f"{json_file}: image {image['id']!r} has neither coco_url nor file_name")
+        raise DatasetError(f"{folder.source}: image {short(image['id'])} has neither coco_url nor file_name")
     return {
-        "file_name": os.path.join(image_root, file_name),
+        "file_name": folder.join(file_name, f"image {short(image['id'])}"),
         "height": image["height"],
         "width": image["width"],
         "image_id": image["id"],
@@ -203,8 +214,9 @@ def _category_ids(categories: list[Entry], dataset_name: str | None, json_file: 
 
 def _metadata_of(categories: Sequence[Entry]) -> dict[str, Any]:
     categories = sorted(categories, key=lambda category: category["id"])
+    names = [category.get("synonyms") or [category["name"]] for category in categories]
     metadata: dict[str, Any] = {
-        "thing_classes": [(category.get("synonyms") or [category["name"]])[0] for category in categories],
+        "thing_classes": [str(synonyms[0]) if isinstance(synonyms, list) else str(synonyms) for synonyms in names],
         "thing_dataset_id_to_contiguous_id": {category["id"]: index for index, category in enumerate(categories)},
     }
     if all("image_count" in category for category in categories):

@@ -4,7 +4,6 @@ The classes of the pixels are read from the panoptic PNGs: 0 stands for all thin
 in no segment. So no label maps need be made beforehand.
 """
 
-import json
 import os
 from typing import Any
 
@@ -12,14 +11,19 @@ from detlib.data.catalog import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets.builtin_meta import categories_with_colors, separated_metadata
 from detlib.data.datasets.coco import load_coco_json
 from detlib.data.datasets.coco_panoptic import load_coco_panoptic_json
-from detlib.utils.errors import DatasetError, MissingFileError
-from detlib.utils.file_io import PathManager
+from detlib.data.datasets.json_files import read_json
+from detlib.utils.errors import DatasetError
 
 __all__ = ["load_panoptic_with_instances", "register_panoptic_with_instances"]
 
 
 def register_panoptic_with_instances(
-    name: str, panoptic_json: str, image_root: str, panoptic_root: str, instances_json: str
+    name: str,
+    panoptic_json: str,
+    image_root: str,
+    panoptic_root: str,
+    instances_json: str,
+    allow_outside: bool = False,
 ) -> None:
     """Register a panoptic dataset that a PanopticFPN trains on. Classes are read from the files when it is loaded.
 
@@ -29,10 +33,13 @@ def register_panoptic_with_instances(
         image_root: folder of the images.
         panoptic_root: folder of the PNG files of segment ids.
         instances_json: the things in COCO's instance format.
+        allow_outside: whether file names may lead out of these folders, as for :func:`load_coco_json`.
     """
     DatasetCatalog.register(
         name,
-        lambda: load_panoptic_with_instances(panoptic_json, image_root, panoptic_root, instances_json, name),
+        lambda: load_panoptic_with_instances(
+            panoptic_json, image_root, panoptic_root, instances_json, name, allow_outside
+        ),
     )
     MetadataCatalog.get(name).set(
         panoptic_json=panoptic_json,
@@ -45,7 +52,12 @@ def register_panoptic_with_instances(
 
 
 def load_panoptic_with_instances(
-    panoptic_json: str, image_root: str, panoptic_root: str, instances_json: str, dataset_name: str
+    panoptic_json: str,
+    image_root: str,
+    panoptic_root: str,
+    instances_json: str,
+    dataset_name: str,
+    allow_outside: bool = False,
 ) -> list[dict[str, Any]]:
     """Join the samples of both files.
 
@@ -63,12 +75,12 @@ def load_panoptic_with_instances(
     metadata = _metadata(panoptic_json)
     panoptic = {
         sample["image_id"]: sample
-        for sample in load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, metadata)
+        for sample in load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, metadata, allow_outside)
     }
     for segment in (segment for sample in panoptic.values() for segment in sample["segments_info"]):
         segment["sem_seg_label"] = 0 if segment["isthing"] else segment["category_id"]
     _check_things(metadata, instances_json)
-    samples = load_coco_json(instances_json, image_root, dataset_name)
+    samples = load_coco_json(instances_json, image_root, dataset_name, allow_outside=allow_outside)
     missing = [sample["file_name"] for sample in samples if sample["image_id"] not in panoptic]
     if missing:
         raise DatasetError(
@@ -80,31 +92,25 @@ def load_panoptic_with_instances(
 
 
 def _metadata(panoptic_json: str) -> dict[str, Any]:
-    if not PathManager.isfile(panoptic_json):
-        raise MissingFileError(f"panoptic annotation file {panoptic_json!r} does not exist; check the path")
-    with PathManager.open(panoptic_json) as file:
-        try:
-            categories = sorted(json.load(file)["categories"], key=lambda category: category["id"])
-            colors = categories_with_colors([(c["id"], c["name"], c["isthing"]) for c in categories])
-        except json.JSONDecodeError as error:
-            raise DatasetError(f"{panoptic_json} is not valid JSON: {error}; it may be cut off") from None
-        except (KeyError, TypeError) as error:
-            raise DatasetError(
-                f"{panoptic_json} is not in COCO's panoptic format ({type(error).__name__}: {error}); expected "
-                "'categories' with id, name and isthing"
-            ) from error
-    return separated_metadata([{**color, **category} for color, category in zip(colors, categories, strict=True)])
+    content = read_json(panoptic_json)
+    try:
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        colors = categories_with_colors([(c["id"], c["name"], c["isthing"]) for c in categories])
+        return separated_metadata([{**color, **category} for color, category in zip(colors, categories, strict=True)])
+    except (KeyError, TypeError) as error:
+        raise DatasetError(
+            f"{panoptic_json} is not in COCO's panoptic format ({type(error).__name__}: {error}); expected "
+            "'categories' with id, name and isthing"
+        ) from error
 
 
 def _check_things(metadata: dict[str, Any], instances_json: str) -> None:
     """Both files must number the things alike."""
-    if not PathManager.isfile(instances_json):
-        raise MissingFileError(f"annotation file {instances_json!r} does not exist; check the path")
-    with PathManager.open(instances_json) as file:
-        try:
-            categories = {c["id"]: c["name"] for c in json.load(file)["categories"]}
-        except (ValueError, KeyError, TypeError):
-            return  # The reader of instances says what is wrong.
+    content = read_json(instances_json)
+    try:
+        categories = {c["id"]: c["name"] for c in content["categories"]}
+    except (KeyError, TypeError):
+        return  # The reader of instances says what is wrong.
     things = dict(zip(metadata["thing_dataset_id_to_contiguous_id"], metadata["thing_classes"], strict=True))
     if categories != things:
         raise DatasetError(

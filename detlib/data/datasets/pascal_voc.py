@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from detlib.data.catalog import DatasetCatalog, MetadataCatalog
+from detlib.data.datasets.coco_values import are_numbers
+from detlib.data.datasets.paths import Folder
 from detlib.structures import BoxMode
 from detlib.utils.errors import DatasetError, MissingFileError
 from detlib.utils.file_io import PathManager
@@ -18,6 +20,8 @@ __all__ = [
     "register_pascal_voc",
     "register_voc_multi_label",
 ]
+
+XML, IMAGES = "Annotations", "JPEGImages"
 
 # fmt: off
 CLASS_NAMES = (
@@ -111,13 +115,14 @@ def _load(
         # A second column says in the lists of one class whether it is in the image.
         image_ids = [line.split()[0] for line in file if line.strip()]
     category_ids = {name: index for index, name in enumerate(class_names)}
+    folders = {name: Folder(os.path.join(dirname, name), image_set, argument="dirname") for name in (XML, IMAGES)}
     samples = []
     for image_id in image_ids:
-        xml_file = os.path.join(dirname, "Annotations", f"{image_id}.xml")
+        xml_file = folders[XML].join(f"{image_id}.xml", "a line")
         root = read_xml(xml_file)
         try:
             sample = {
-                "file_name": os.path.join(dirname, "JPEGImages", f"{image_id}.jpg"),
+                "file_name": folders[IMAGES].join(f"{image_id}.jpg", "a line"),
                 "image_id": image_id,
                 "height": int(root.findtext("./size/height")),
                 "width": int(root.findtext("./size/width")),
@@ -125,7 +130,7 @@ def _load(
             samples.append({**sample, **read_objects(root, category_ids, xml_file)})
         except DatasetError:
             raise
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise DatasetError(f"{xml_file} is not an annotation of Pascal VOC: {error}") from error
     return samples
 
@@ -156,6 +161,8 @@ def _instance(element: ElementTree.Element, category_ids: dict[str, int], xml_fi
     category_id = _category_id(element, category_ids, xml_file)
     box = element.find("bndbox")
     xmin, ymin, xmax, ymax = (float(box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax"))
+    if not are_numbers((xmin, ymin, xmax, ymax)):
+        raise DatasetError(f"{xml_file}: the box of an object is {xmin, ymin, xmax, ymax}; expected finite numbers")
     return {
         "category_id": category_id,
         "bbox": [xmin - 1, ymin - 1, xmax, ymax],
@@ -182,5 +189,5 @@ def read_xml(xml_file: str) -> ElementTree.Element:
     with PathManager.open(xml_file, "rb") as file:
         try:
             return ElementTree.parse(file, ElementTree.XMLParser(target=_PlainTree())).getroot()
-        except ElementTree.ParseError as error:
+        except (ElementTree.ParseError, ValueError, RecursionError) as error:
             raise DatasetError(f"{xml_file} cannot be read: {error}") from None

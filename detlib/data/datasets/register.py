@@ -14,6 +14,8 @@ DATASETS:
     - {NAME: leaves_test, TYPE: image_folder, IMAGES: data/leaves, ANNOTATIONS: data/test.txt, CLASSES: [elm, oak]}
     - {NAME: cifar_train, TYPE: cifar10, ROOT: data, SPLIT: train}
 
+Files that JSON or ANNOTATIONS name must lie below the folders that are given, unless the entry has ALLOW_OUTSIDE: true.
+
 Any of them can have a TASK, such as ``TASK: det``: its samples then have that "task", batches are of one task each, and
 of a ModuleGraph only the nodes for it run.
 """
@@ -62,6 +64,7 @@ _TEXT = _Kind(_is_text, "a string that is not empty")
 _PATH = _Kind(_is_text, "a string that is not empty", is_path=True, must_exist=True)
 _FOLDER_TO_FILL = _Kind(_is_text, "a string that is not empty", is_path=True)  # Loading says what is to be put there.
 _NAMES = _Kind(_are_names, "the names of the classes 0, 1, ... in a list")
+_FLAG = _Kind(lambda value: isinstance(value, bool), "true or false")
 _NUMBER = _Kind(lambda value: type(value) is int, "a whole number")
 _TRAIN_OR_TEST = _Kind(("train", "test").__contains__, "'train' or 'test'")
 
@@ -84,6 +87,7 @@ class _DatasetType:
         return {**common, **self.own_keys}
 
 
+_OUTSIDE = {"ALLOW_OUTSIDE": _Key("allow_outside", _FLAG, optional=True)}
 _VOC_KEYS = {
     "ROOT": _Key("dirname"),
     "SPLIT": _Key("split", _TEXT),
@@ -94,10 +98,11 @@ _CIFAR_KEYS = {"ROOT": _Key("root", _FOLDER_TO_FILL), "SPLIT": _Key("split", _TR
 TYPES = {
     "coco": _DatasetType(
         functools.partial(register_coco_instances, metadata={}),
-        {"JSON": _Key("json_file"), "IMAGES": _Key("image_root")},
+        {"JSON": _Key("json_file"), "IMAGES": _Key("image_root"), **_OUTSIDE},
     ),
     "sem_seg": _DatasetType(
-        register_sem_seg, {"JSON": _Key("json_file"), "IMAGES": _Key("image_root"), "LABELS": _Key("sem_seg_root")}
+        register_sem_seg,
+        {"JSON": _Key("json_file"), "IMAGES": _Key("image_root"), "LABELS": _Key("sem_seg_root"), **_OUTSIDE},
     ),
     "sem_seg_folders": _DatasetType(
         register_sem_seg_folders,
@@ -115,6 +120,7 @@ TYPES = {
             "IMAGES": _Key("image_root"),
             "PANOPTIC": _Key("panoptic_root"),
             "INSTANCES": _Key("instances_json"),
+            **_OUTSIDE,
         },
     ),
     "pascal_voc": _DatasetType(
@@ -129,6 +135,7 @@ TYPES = {
             "IMAGES": _Key("image_root"),
             "ANNOTATIONS": _Key("list_file", optional=True),
             "CLASSES": _Key("classes", _NAMES, optional=True),
+            **_OUTSIDE,
         },
     ),
     "images": _DatasetType(register_images, {"IMAGES": _Key("image_root")}),

@@ -1,22 +1,26 @@
 """Datasets for semantic segmentation: images and label maps, whose pixel values are classes."""
 
-import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from detlib.data.catalog import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets.builtin_meta import categories_with_colors
 from detlib.data.datasets.coco import load_sem_seg
-from detlib.utils.errors import DatasetError, MissingFileError
+from detlib.data.datasets.coco_values import are_numbers, check_entries, check_one_kind_of_ids, short
+from detlib.data.datasets.json_files import read_json
+from detlib.data.datasets.paths import Folder
+from detlib.utils.errors import DatasetError
 from detlib.utils.file_io import PathManager
 
 __all__ = ["load_sem_seg_json", "register_sem_seg", "register_sem_seg_folders"]
 
+IMAGE_KEYS = frozenset({"id", "file_name", "sem_seg_file_name", "height", "width"})
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp")
 
 
-def register_sem_seg(name: str, json_file: str, image_root: str, sem_seg_root: str) -> None:
+def register_sem_seg(
+    name: str, json_file: str, image_root: str, sem_seg_root: str, allow_outside: bool = False
+) -> None:
     """Register pairs of images and label maps that a JSON file lists, see :func:`load_sem_seg_json`.
 
     Args:
@@ -24,8 +28,9 @@ def register_sem_seg(name: str, json_file: str, image_root: str, sem_seg_root: s
         json_file: categories, and the pairs.
         image_root: folder of the images.
         sem_seg_root: folder of the label maps.
+        allow_outside: whether file names may lead out of these folders, as for :func:`load_coco_json`.
     """
-    DatasetCatalog.register(name, lambda: load_sem_seg_json(json_file, image_root, sem_seg_root, name))
+    DatasetCatalog.register(name, lambda: load_sem_seg_json(json_file, image_root, sem_seg_root, name, allow_outside))
     MetadataCatalog.get(name).set(
         json_file=json_file, image_root=image_root, sem_seg_root=sem_seg_root, evaluator_type="sem_seg"
     )
@@ -55,7 +60,11 @@ def register_sem_seg_folders(
 
 
 def load_sem_seg_json(
-    json_file: str, image_root: str, sem_seg_root: str, dataset_name: str | None = None
+    json_file: str,
+    image_root: str,
+    sem_seg_root: str,
+    dataset_name: str | None = None,
+    allow_outside: bool = False,
 ) -> list[dict[str, Any]]:
     """Read a JSON file like COCO's, whose images have a label map each::
 
@@ -67,6 +76,7 @@ def load_sem_seg_json(
 
     Args:
         dataset_name: if given, its metadata gets ``stuff_classes``, ``stuff_colors`` and ``ignore_label``.
+        allow_outside: whether file names may lead out of these folders, as for :func:`load_coco_json`.
 
     Returns:
         One dict per image: ``file_name``, ``sem_seg_file_name``, ``height``, ``width`` and ``image_id``.
@@ -78,38 +88,31 @@ def load_sem_seg_json(
     content = _read(json_file)
     if dataset_name is not None:
         _set_metadata(content, dataset_name, json_file)
-    samples = []
-    for index, image in enumerate(content["images"]):
-        missing = [key for key in ("id", "file_name", "sem_seg_file_name", "height", "width") if key not in image]
-        if missing:
-            raise DatasetError(f"{json_file}: images[{index}] lacks {', '.join(missing)}; it has {sorted(image)}")
-        samples.append(
-            {
-                "file_name": os.path.join(image_root, image["file_name"]),
-                "sem_seg_file_name": os.path.join(sem_seg_root, image["sem_seg_file_name"]),
-                "height": image["height"],
-                "width": image["width"],
-                "image_id": image["id"],
-            }
-        )
-    return samples
+    images = Folder(image_root, json_file, allow_outside)
+    label_maps = Folder(sem_seg_root, json_file, allow_outside, argument="sem_seg_root")
+    return [
+        {
+            "file_name": images.join(image["file_name"], f"image {image['id']!r}"),
+            "sem_seg_file_name": label_maps.join(image["sem_seg_file_name"], f"image {image['id']!r}"),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+        }
+        for image in content["images"]
+    ]
 
 
 def _read(json_file: str) -> dict[str, Any]:
-    if not PathManager.isfile(json_file):
-        raise MissingFileError(f"annotation file {json_file!r} does not exist; check the path")
-    with PathManager.open(json_file) as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise DatasetError(f"{json_file} is not valid JSON: {error}; it may be cut off, write it again") from None
+    content = read_json(json_file)
     for key in ("images", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DatasetError(f"{json_file}: expected an object with the lists 'images' and 'categories'")
+        check_entries(content[key], frozenset({"id", "name"} if key == "categories" else IMAGE_KEYS), key, json_file)
     return content
 
 
 def _set_metadata(content: dict[str, Any], dataset_name: str, json_file: str) -> None:
+    check_one_kind_of_ids(content["categories"], "category", json_file)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     ids = [category["id"] for category in categories]
     if ids != list(range(len(ids))):
@@ -119,9 +122,15 @@ def _set_metadata(content: dict[str, Any], dataset_name: str, json_file: str) ->
         )
     names = [category["name"] for category in categories]
     colors = [category.get("color", color) for category, color in zip(categories, _colors(names), strict=True)]
-    MetadataCatalog.get(dataset_name).set(
-        stuff_classes=names, stuff_colors=colors, ignore_label=content.get("ignore_label", 255)
-    )
+    ignore_label = content.get("ignore_label", 255)
+    if type(ignore_label) is not int:
+        raise DatasetError(f"{json_file} has the ignore_label {short(ignore_label)}; expected a whole number")
+    for name, color in zip(names, colors, strict=True):
+        if not isinstance(color, list) or len(color) != 3 or not are_numbers(color):
+            raise DatasetError(
+                f"{json_file}: category {name!r} has the color {short(color)}; expected [red, green, blue]"
+            )
+    MetadataCatalog.get(dataset_name).set(stuff_classes=names, stuff_colors=colors, ignore_label=ignore_label)
 
 
 def _colors(classes: Sequence[str]) -> list[list[int]]:
