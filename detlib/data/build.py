@@ -154,7 +154,6 @@ def _view_loader_arguments(
         "dataset": with_sample_idx(dataset),
         "sampler": build_sampler(cfg, dataset) if sampler is None else sampler,
         "mapper": ViewMapper(cfg) if mapper is None else mapper,
-        "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
         "aspect_ratio_grouping": False,
         **_loading_arguments(cfg),
     }
@@ -164,6 +163,7 @@ def _loading_arguments(cfg: CfgNode) -> dict[str, Any]:
     if cfg.DATALOADER.ON_CORRUPT not in ("raise", "skip"):
         raise ConfigError(f"DATALOADER.ON_CORRUPT is {cfg.DATALOADER.ON_CORRUPT!r}; it must be 'raise' or 'skip'")
     return {
+        "total_batch_size": _images_at_a_time(cfg),
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
         "timeout": cfg.DATALOADER.TIMEOUT,
         "skip_corrupt": cfg.DATALOADER.ON_CORRUPT == "skip",
@@ -190,11 +190,22 @@ def _train_loader_from_config(
         "dataset": dataset,
         "sampler": build_sampler(cfg, dataset) if sampler is None else sampler,
         "mapper": DatasetMapper(cfg, True) if mapper is None else mapper,
-        "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
         "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         "group_by_task": len({MetadataCatalog.get(name).get("task") for name in cfg.DATASETS.TRAIN}) > 1,
         **_loading_arguments(cfg),
     }
+
+
+def _images_at_a_time(cfg: CfgNode) -> int:
+    """Of a batch, or of each of the parts in which the trainer takes it; over all processes."""
+    batch_size, steps = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
+    num_processes = comm.get_world_size()
+    if steps != 1 and (steps < 1 or batch_size % (steps * num_processes) != 0):
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH {batch_size} cannot be split into SOLVER.ACCUMULATION_STEPS {steps} equal parts for "
+            f"each process, of which there are {num_processes}; it must be a multiple of their product"
+        )
+    return batch_size // steps
 
 
 @configurable(from_config=_train_loader_from_config)
