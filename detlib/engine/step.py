@@ -72,17 +72,16 @@ def without_gradient_sync(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def check_parts(trainer: Any, step_batches: list[Any], steps: int) -> None:
-    """Refuses a ``run_step`` that does not do the parts of a step, which would train with too small batches.
+def check_parts(trainer: Any, steps: int) -> None:
+    """After a step, refuses a ``run_step`` that does not take the parts of a batch: its batches would be too small.
 
     Args:
-        trainer: of which the step was.
-        step_batches: what it took.
+        trainer: whose step it was; it may be of a class of the user.
         steps: SOLVER.ACCUMULATION_STEPS.
     """
-    if steps > 1 and len(step_batches) != steps:
+    if steps > 1 and len(getattr(trainer, "step_batches", ())) != steps:
         raise ConfigError(
-            f"SOLVER.ACCUMULATION_STEPS is {steps}, but a step of {type(trainer).__name__} did not take {steps} parts: "
-            "it has a run_step of its own, or a trainer that was built without accumulation_steps. Set it to 1, or let "
-            "that run_step call the one of SimpleTrainer or AMPTrainer"
+            f"SOLVER.ACCUMULATION_STEPS is {steps}, but a step of this training did not take {steps} parts: it has a "
+            "run_step of its own, or a trainer that was built without accumulation_steps. Set it to 1, or let that "
+            "run_step call the one of SimpleTrainer or AMPTrainer"
         )

@@ -215,10 +215,9 @@ def _decay_at(steps: list[int], solver: CfgNode) -> ParamScheduler:
 
 
 def _cosine(solver: CfgNode) -> ParamScheduler:
-    end = solver.BASE_LR_END / solver.BASE_LR
-    if not 0 <= end <= 1:
+    if not 0 <= solver.BASE_LR_END <= solver.BASE_LR:
         raise ConfigError(f"SOLVER.BASE_LR_END {solver.BASE_LR_END} must be in [0, SOLVER.BASE_LR {solver.BASE_LR}]")
-    return CosineParamScheduler(1.0, end)
+    return CosineParamScheduler(1.0, solver.BASE_LR_END / solver.BASE_LR if solver.BASE_LR else 0.0)
 
 
 _SCHEDULES: dict[str, Callable[[CfgNode], ParamScheduler]] = {
