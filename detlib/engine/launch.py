@@ -1,9 +1,12 @@
-"""Starting one process per device, or joining those that ``torchrun`` started."""
+"""Starting one process per device, or joining those that ``torchrun`` or Slurm started."""
 
 import logging
 import os
+import signal
 import socket
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from detlib.engine.slurm import SlurmTask, slurm_task
 from detlib.utils import comm
 from detlib.utils.errors import ConfigError, DetlibError
 
@@ -32,7 +36,11 @@ def launch(
 ) -> None:
     """Calls ``main_func(*args)`` in one process per GPU of this machine, or right here if one process is enough.
 
-    Under ``torchrun``, which says so in the environment, it is called right here, as one of torchrun's processes.
+    Under ``torchrun``, which says so in the environment, it is called right here, as one of torchrun's processes; so it
+    is where ``srun`` of Slurm started several tasks, unless the arguments ask for several processes themselves.
+
+    A SIGTERM that comes to this process is passed on to those that it started, so that they can save and end; Ctrl-C
+    reaches them anyway.
 
     Args:
         main_func: must be importable by name, since new processes import it.
@@ -46,19 +54,40 @@ def launch(
     Raises:
         DetlibError: the first one that a process raised.
     """
-    if _under_torchrun():
-        _join_torchrun(main_func, args, timeout)
-        return
     world_size = num_machines * max(num_gpus_per_machine, 1)
-    if world_size == 1:
+    if _under_torchrun():
+        _join_torchrun(timeout)
+    elif world_size > 1:
+        _start_processes(main_func, num_gpus_per_machine, num_machines, machine_rank, dist_url, args, timeout)
+        return
+    elif (task := slurm_task()) is not None:
+        _join_slurm(task, dist_url, timeout)
+    else:
         main_func(*args)
         return
-    _check_devices(num_gpus_per_machine)
+    main_func(*args)
+    comm.leave()
+
+
+def _start_processes(
+    main_func: Callable[..., Any],
+    num_local: int,
+    num_machines: int,
+    machine_rank: int,
+    dist_url: str | None,
+    args: Sequence[Any],
+    timeout: timedelta,
+) -> None:
+    _check_devices(num_local)
+    num_local = max(num_local, 1)
     url = _resolve_url(dist_url, num_machines)
     errors = mp.get_context("spawn").SimpleQueue()
-    process_args = (main_func, world_size, num_gpus_per_machine, machine_rank, url, args, timeout, errors)
+    process_args = (main_func, num_machines * num_local, num_local, machine_rank, url, args, timeout, errors)
+    processes = mp.start_processes(_worker, process_args, nprocs=num_local, join=False, start_method="spawn")
     try:
-        mp.start_processes(_worker, process_args, nprocs=max(num_gpus_per_machine, 1), start_method="spawn")
+        with _passing_on_signals(processes.pids()):
+            while not processes.join():
+                pass
     except (mp.ProcessRaisedException, mp.ProcessExitedException) as failure:
         if errors.empty():
             raise
@@ -76,7 +105,6 @@ def _worker(
     timeout: timedelta,
     errors: "mp.SimpleQueue",
 ) -> None:
-    num_local = max(num_local, 1)
     try:
         _init_process_group(local_rank, num_local, timeout, url, world_size, machine_rank * num_local + local_rank)
         main_func(*args)
@@ -86,24 +114,63 @@ def _worker(
     comm.leave()
 
 
+@contextmanager
+def _passing_on_signals(pids: Sequence[int]) -> Iterator[None]:
+    """Send SIGTERM on to processes, and let them answer SIGINT, instead of ending before they have saved."""
+
+    def pass_on(number: int, frame: Any) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # It has ended already.
+                os.kill(pid, number)
+
+    def leave_to_them(number: int, frame: Any) -> None:
+        # Ctrl-C in a terminal reaches them, too; sent on, it would count as a second one, upon which they save nothing.
+        logger.warning("Interrupted; waiting for the processes to end. Press Ctrl-C again to end them at once.")
+
+    if threading.current_thread() is not threading.main_thread():  # Python admits handlers nowhere else.
+        yield
+        return
+    handlers = {signal.SIGTERM: pass_on, signal.SIGINT: leave_to_them}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _under_torchrun() -> bool:
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
 
 
-def _join_torchrun(main_func: Callable[..., Any], args: Sequence[Any], timeout: timedelta) -> None:
+def _join_torchrun(timeout: timedelta) -> None:
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     _check_devices(local_size)
     _init_process_group(int(os.environ["LOCAL_RANK"]), local_size, timeout)
-    main_func(*args)
-    comm.leave()
+
+
+def _join_slurm(task: SlurmTask, dist_url: str | None, timeout: timedelta) -> None:
+    url = task.url if dist_url in (None, "auto") else dist_url
+    # With --gpus-per-task, each task sees one GPU, its own.
+    num_visible = torch.cuda.device_count()
+    if num_visible != 1:
+        _check_devices(task.local_size)
+    device = 0 if num_visible == 1 else task.local_rank
+    _init_process_group(task.local_rank, task.local_size, timeout, url, task.world_size, task.rank, device)
 
 
 def _init_process_group(
-    local_rank: int, num_local: int, timeout: timedelta, url: str = "env://", world_size: int = -1, rank: int = -1
+    local_rank: int,
+    num_local: int,
+    timeout: timedelta,
+    url: str = "env://",
+    world_size: int = -1,
+    rank: int = -1,
+    device: int | None = None,
 ) -> None:
     use_cuda = torch.cuda.is_available()
     if use_cuda:
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(local_rank if device is None else device)
     try:
         dist.init_process_group(
             "nccl" if use_cuda else "gloo", init_method=url, world_size=world_size, rank=rank, timeout=timeout

@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -157,9 +158,13 @@ def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwar
     if comm.get_world_size() == 1:
         return model
     kwargs.setdefault("find_unused_parameters", getattr(model, "has_unused_parameters", False))
-    if next(model.parameters()).device.type == "cuda":
-        kwargs.setdefault("device_ids", [comm.get_local_rank()])
-    ddp = DistributedDataParallel(model, **kwargs)
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        kwargs.setdefault("device_ids", [device])
+    with warnings.catch_warnings():
+        # torch's successor of broadcast_buffers=False, forward_sync_buffers=False, still sends buffers at the start.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+        ddp = DistributedDataParallel(model, **kwargs)
     if fp16_compression:
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 
