@@ -222,13 +222,13 @@ class TrainLoader:
     def _named(self, error: RuntimeError) -> RuntimeError:
         """The error of torch's loader about its workers, with the samples that these were at; others as they are."""
         text = str(error)
-        if "timed out" in text:
+        if text.startswith("DataLoader timed out"):
             what = (
                 f"no worker of the training data gave anything for {self._arguments['timeout']} s "
                 "(DATALOADER.TIMEOUT). Is the storage reachable?"
             )
-        elif "DataLoader worker" in text:
-            what = f"a worker of the training data died: {text}. Often there was not enough memory"
+        elif text.startswith("DataLoader worker (pid"):
+            what = f"a worker of the training data died: {text.strip()} Often there was not enough memory"
         else:
             return error
         samples = self.dataset.being_loaded() if isinstance(self.dataset, SampleStream) else []

@@ -42,7 +42,7 @@ class ClusteringHook(HookBase):
     def before_train(self) -> None:
         if not self._model.is_clustered:
             self.cluster()
-        self._tell_sampler(num_steps=self.trainer.iter)
+        self._tell_sampler(epoch=self.trainer.iter // self._iters_per_epoch)
 
     def after_step(self) -> None:
         num_steps = self.trainer.iter + 1
@@ -50,7 +50,10 @@ class ClusteringHook(HookBase):
             return
         if num_steps % self._iters_per_epoch == 0:
             self.cluster()
-            self._tell_sampler(num_steps)
+            epoch = num_steps // self._iters_per_epoch
+            self._tell_sampler(epoch)
+            if hasattr(self.trainer.data_loader, "restart"):
+                self.trainer.data_loader.restart(epoch)
 
     def cluster(self) -> None:
         """Find new labels."""
@@ -85,12 +88,12 @@ class ClusteringHook(HookBase):
             features[indices] = of_batch
         return features
 
-    def _tell_sampler(self, num_steps: int) -> None:
+    def _tell_sampler(self, epoch: int) -> None:
         loader = self.trainer.data_loader
         sampler = getattr(getattr(loader, "dataset", None), "sampler", None)
         if hasattr(sampler, "set_labels"):
             labels = self._model.memory_bank.label_bank.cpu().numpy()
-            sampler.set_labels(labels, epoch=num_steps // self._iters_per_epoch)
+            sampler.set_labels(labels, epoch=epoch)
             self.trainer.reset_data_loader(lambda: loader)  # Worker processes have copies of the sampler.
 
 

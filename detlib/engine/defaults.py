@@ -17,6 +17,7 @@ from detlib.data.datasets.register import register_datasets
 from detlib.engine import hooks
 from detlib.engine.clustering_hook import build_clustering_hook
 from detlib.engine.predictor import DefaultPredictor
+from detlib.engine.schedule import auto_scale_workers, uses_epochs, with_iterations
 from detlib.engine.setup import (
     check_num_classes,
     create_ddp_model,
@@ -25,6 +26,7 @@ from detlib.engine.setup import (
     default_writers,
     with_memory_length,
 )
+from detlib.engine.step import check_parts, step_options
 from detlib.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from detlib.engine.training_state import unwrap_model
 from detlib.evaluation import (
@@ -85,13 +87,18 @@ class DefaultTrainer(TrainerBase):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         register_datasets(cfg)
         cfg = with_memory_length(cfg)
+        data_loader = None
+        if uses_epochs(cfg):  # Model, optimizer and schedule are built of iterations, so the data is asked first.
+            data_loader = self.build_train_loader(cfg)
+            cfg = with_iterations(cfg, data_loader)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
+        if data_loader is None:
+            data_loader = self.build_train_loader(cfg)
         check_num_classes(cfg)
         model = create_ddp_model(model, broadcast_buffers=False)
         trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_class(model, data_loader, optimizer)
+        self._trainer = trainer_class(model, data_loader, optimizer, **step_options(cfg, model))
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # A strong reference would be a cycle that keeps the model in memory after the trainer is gone.
         self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
@@ -131,6 +138,10 @@ class DefaultTrainer(TrainerBase):
         self._trainer.iter = self.iter
         self._trainer.run_step()
 
+    def after_step(self) -> None:
+        check_parts(self._trainer, self.cfg.SOLVER.ACCUMULATION_STEPS)
+        super().after_step()
+
     def after_train(self) -> None:
         try:
             if isinstance(self._trainer, SimpleTrainer):
@@ -151,6 +162,11 @@ class DefaultTrainer(TrainerBase):
         """See :meth:`SimpleTrainer.reset_data_loader`."""
         self._trainer.reset_data_loader(data_loader_builder)
 
+    def gather_states(self) -> None:
+        """See :meth:`SimpleTrainer.gather_states`."""
+        if isinstance(self._trainer, SimpleTrainer):
+            self._trainer.gather_states()
+
     def build_hooks(self) -> list[HookBase | None]:
         """Timing, rate, labels, batch-norm statistics, checkpoints, evaluation, drawings, warning, bar, writers.
 
@@ -164,6 +180,7 @@ class DefaultTrainer(TrainerBase):
             hooks.LRScheduler(),
             build_clustering_hook(cfg, self.model),
             self._build_precise_bn() if cfg.TEST.PRECISE_BN.ENABLED else None,
+            hooks.GatherStates(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
             *(self._build_drawings() if cfg.VIS_PERIOD > 0 and main else ()),
@@ -258,32 +275,7 @@ class DefaultTrainer(TrainerBase):
         Args:
             num_workers: processes of this training; with ``SOLVER.REFERENCE_WORLD_SIZE`` of 0, nothing is changed.
         """
-        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
-        if reference in (0, num_workers):
-            return cfg
-        if cfg.SOLVER.IMS_PER_BATCH % reference:
-            raise ConfigError(
-                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} must be a multiple of "
-                f"SOLVER.REFERENCE_WORLD_SIZE {reference}"
-            )
-        scaled = cfg.clone()
-        scaled.defrost()
-        solver, scale = scaled.SOLVER, num_workers / reference
-        solver.IMS_PER_BATCH = round(solver.IMS_PER_BATCH * scale)
-        solver.BASE_LR *= scale
-        for node, key in [
-            (solver, "MAX_ITER"),
-            (solver, "WARMUP_ITERS"),
-            (solver, "CHECKPOINT_PERIOD"),
-            (scaled.TEST, "EVAL_PERIOD"),
-        ]:
-            node[key] = round(node[key] / scale)
-        solver.STEPS = tuple(round(step / scale) for step in solver.STEPS)
-        solver.REFERENCE_WORLD_SIZE = num_workers
-        logger.info("Scaled the config from %d to %d processes: SOLVER is now\n%s", reference, num_workers, solver)
-        if cfg.is_frozen():
-            scaled.freeze()
-        return scaled
+        return auto_scale_workers(cfg, num_workers)
 
     def _evaluate(self) -> Mapping[str, Any]:
         self._last_eval_results = self.test(self.cfg, self.model)

@@ -30,6 +30,7 @@ from detlib.engine.model_hooks import (
 from detlib.engine.train_loop import HookBase, is_due, is_last_step
 from detlib.solver import LRMultiplier
 from detlib.solver import LRScheduler as _TorchLRScheduler
+from detlib.utils import comm
 from detlib.utils.events import EventWriter
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "ClusteringHook",
     "CollapseWarning",
     "EvalHook",
+    "GatherStates",
     "IterationTimer",
     "LRScheduler",
     "PeriodicCheckpointer",
@@ -163,6 +165,24 @@ class PeriodicWriter(HookBase):
         for writer in self._writers:
             writer.write()  # what other hooks stored after the last step
             writer.close()
+
+
+class GatherStates(HookBase):
+    """Collects what each process has for itself, before another hook saves in the same iteration.
+
+    Register it in all processes. See :class:`~detlib.engine.training_state.ProcessStates`.
+    """
+
+    def __init__(self, *periods: int) -> None:
+        """
+        Args:
+            periods: in iterations, after which a hook saves.
+        """
+        self._periods = periods
+
+    def after_step(self) -> None:
+        if comm.get_world_size() > 1 and (is_last_step(self) or any(is_due(self, period) for period in self._periods)):
+            self.trainer.gather_states()
 
 
 class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):

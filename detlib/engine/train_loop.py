@@ -1,10 +1,8 @@
-"""The training loop, and the hooks that do everything beside it."""
+"""What an iteration does: a batch, its losses, a step of the optimizer; in full or in mixed precision."""
 
 import concurrent.futures
-import logging
-import math
+import contextlib
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,10 +11,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
-from detlib.engine.training_state import TrainingState, unwrap_model
+from detlib.engine.diagnosis import NonFiniteLossError, StepStart, check_gradients, check_losses, check_used
+from detlib.engine.step import without_gradient_sync
+from detlib.engine.trainer_base import HookBase, TrainerBase, is_due, is_finished, is_last_step
+from detlib.engine.training_state import ProcessStates, TrainingState, unwrap_model
 from detlib.utils import comm
-from detlib.utils.errors import DatasetError, DetlibError
-from detlib.utils.events import EventStorage, get_event_storage
+from detlib.utils.accumulation import part_of_step
+from detlib.utils.errors import DatasetError
+from detlib.utils.events import get_event_storage
 
 __all__ = [
     "AMPTrainer",
@@ -29,143 +31,14 @@ __all__ = [
     "is_last_step",
 ]
 
-logger = logging.getLogger(__name__)
-
-
-class NonFiniteLossError(DetlibError, FloatingPointError):
-    """A loss became NaN or infinite."""
-
-
-class HookBase:
-    """Work beside the loop: override the events you need, and read what you need from :attr:`trainer`.
-
-    The trainer calls ``before_train`` and ``after_train`` once (the latter also if the training fails), the others
-    in each iteration, each event for all hooks in the order in which they were registered. ``trainer.iter`` is the
-    current iteration; in ``after_train`` it equals ``trainer.max_iter`` only if the training went to its end.
-    """
-
-    trainer: "TrainerBase" = None
-
-    def before_train(self) -> None: ...
-
-    def after_train(self) -> None: ...
-
-    def before_step(self) -> None: ...
-
-    def after_backward(self) -> None: ...
-
-    def after_step(self) -> None: ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """What ``load_state_dict`` needs to resume; an empty dict if there is nothing."""
-        return {}
-
-
-class TrainerBase:
-    """The loop, its hooks and its storage; a subclass says in ``run_step`` what an iteration does."""
-
-    def __init__(self) -> None:
-        self._hooks: list[HookBase] = []
-        self.iter: int = 0
-        self.start_iter: int = 0
-        self.max_iter: int
-        self.storage: EventStorage
-
-    def register_hooks(self, hooks: list[HookBase | None]) -> None:
-        """Adds hooks, to be called in this order after those that are there. None is left out."""
-        for hook in hooks:
-            if hook is None:
-                continue
-            if not isinstance(hook, HookBase):
-                raise TypeError(f"a hook must derive from HookBase, but a {type(hook).__name__} came")
-            # A strong reference would be a cycle that keeps the model in memory after the trainer is gone.
-            hook.trainer = weakref.proxy(self)
-            self._hooks.append(hook)
-
-    def train(self, start_iter: int, max_iter: int) -> None:
-        """Runs iterations ``start_iter`` to ``max_iter - 1``."""
-        logger.info("Training from iteration %d to %d.", start_iter, max_iter)
-        self.iter = self.start_iter = start_iter
-        self.max_iter = max_iter
-        with EventStorage(start_iter) as self.storage:
-            try:
-                self.before_train()
-                for self.iter in range(start_iter, max_iter):
-                    self.before_step()
-                    self.run_step()
-                    self.after_step()
-                self.iter = max(start_iter, max_iter)
-            except DetlibError as error:
-                logger.error("The training stopped in iteration %d: %s", self.iter, error)
-                raise
-            except Exception:
-                logger.exception("The training failed in iteration %d.", self.iter)
-                raise
-            finally:
-                self.after_train()
-
-    def before_train(self) -> None:
-        for hook in self._hooks:
-            hook.before_train()
-
-    def after_train(self) -> None:
-        self.storage.iter = self.iter
-        for hook in self._hooks:
-            hook.after_train()
-
-    def before_step(self) -> None:
-        self.storage.iter = self.iter
-        for hook in self._hooks:
-            hook.before_step()
-
-    def after_backward(self) -> None:
-        for hook in self._hooks:
-            hook.after_backward()
-
-    def after_step(self) -> None:
-        for hook in self._hooks:
-            hook.after_step()
-
-    def run_step(self) -> None:
-        raise NotImplementedError(f"{type(self).__name__} must define run_step()")
-
-    def state_dict(self) -> dict[str, Any]:
-        """The iteration that finished last and the state of the hooks, by class name."""
-        hooks = {}
-        for hook in self._hooks:
-            if state := hook.state_dict():
-                hooks.setdefault(type(hook).__qualname__, state)
-        return {"iteration": self.iter, "hooks": hooks} if hooks else {"iteration": self.iter}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.iter = state_dict["iteration"]
-        for name, state in state_dict.get("hooks", {}).items():
-            hook = next((hook for hook in self._hooks if type(hook).__qualname__ == name), None)
-            if hook is None:
-                logger.warning("The checkpoint has a state for the hook %s, which this training does not use.", name)
-            else:
-                hook.load_state_dict(state)
-
-
-def is_due(hook: HookBase, period: int) -> bool:
-    """Whether this iteration is the last of a period; 0 is none."""
-    return period > 0 and (hook.trainer.iter + 1) % period == 0
-
-
-def is_last_step(hook: HookBase) -> bool:
-    """Whether, in a step, this is the last one."""
-    return hook.trainer.iter + 1 == hook.trainer.max_iter
-
-
-def is_finished(hook: HookBase) -> bool:
-    """Whether, in ``after_train``, the training went to its end."""
-    return hook.trainer.iter >= hook.trainer.max_iter
-
 
 class SimpleTrainer(TrainerBase):
     """One optimizer, one data loader, one model that returns a dict of losses.
 
-    ``last_batch`` is the batch of the current iteration, for hooks that look at it.
+    Attributes:
+        last_batch: what the model got last, for hooks that look at it.
+        step_batches: what it got in the current iteration: one batch, or the parts of one.
+        step_start: what the current iteration started from, so that it can be made again if it fails.
     """
 
     def __init__(
@@ -176,6 +49,8 @@ class SimpleTrainer(TrainerBase):
         gather_metric_period: int = 1,
         zero_grad_before_forward: bool = False,
         async_write_metrics: bool = False,
+        *,
+        accumulation_steps: int = 1,
     ) -> None:
         """
         Args:
@@ -187,31 +62,70 @@ class SimpleTrainer(TrainerBase):
             async_write_metrics: store metrics in a thread, so that nothing waits for the device. A loss that is not
                 finite is then reported one iteration late. Not together with hooks that communicate in several
                 processes, such as evaluation.
+            accumulation_steps: from how many batches of the loader, one after the other, the gradients of a step are
+                averaged. Models that do something once in a step ask :mod:`detlib.utils.accumulation`.
         """
         super().__init__()
         model.train()
         self.model = model
         self.data_loader = data_loader
         self._data_loader_iter_obj: Iterator | None = None
+        self._process_states = ProcessStates(model, data_loader)
         self.optimizer = optimizer
         self.gather_metric_period = gather_metric_period
         self.zero_grad_before_forward = zero_grad_before_forward
         self.async_write_metrics = async_write_metrics
         self.concurrent_executor = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._pending_metrics: concurrent.futures.Future | None = None
+        self.accumulation_steps = accumulation_steps
         self.last_batch: Any = None
+        self.step_batches: list[Any] = []
+        self.step_start = StepStart()
 
     def run_step(self) -> None:
-        """A batch, its losses, their gradients, one step of the optimizer."""
-        data_time = self._load_batch()
-        if self.zero_grad_before_forward:
+        """A batch, or its parts in turn; their losses and gradients; one step of the optimizer."""
+        self.step_batches = []
+        data_time, means = 0.0, {}
+        for part in range(self.accumulation_steps):
+            data_time += self._load_batch()
+            is_last = part + 1 == self.accumulation_steps
+            with (
+                part_of_step(part, self.accumulation_steps),
+                contextlib.nullcontext() if is_last else without_gradient_sync(self.model),
+            ):
+                for name, loss in self._forward_backward(is_first=part == 0).items():
+                    means[name] = means[name] + loss if name in means else loss
+        check_used(self.model, self.iter)
+        self._unscale()
+        self.after_backward()
+        self._write_metrics(means, data_time)
+        self._check_gradients()
+        self._update_weights()
+
+    def _forward_backward(self, is_first: bool) -> dict[str, Tensor]:
+        """Adds the gradients of ``last_batch`` to those of the step, and returns what its losses add to their means."""
+        if is_first and self.zero_grad_before_forward:
             self.optimizer.zero_grad()
         losses = self._forward()
-        if not self.zero_grad_before_forward:
+        if is_first and not self.zero_grad_before_forward:
             self.optimizer.zero_grad()
-        sum(losses.values()).backward()
-        self.after_backward()
-        self._write_metrics(losses, data_time)
+        if self.accumulation_steps > 1:
+            losses = {name: loss / self.accumulation_steps for name, loss in losses.items()}
+        self._backward(sum(losses.values()))
+        return losses if self.accumulation_steps == 1 else {n: torch.as_tensor(v).detach() for n, v in losses.items()}
+
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def _unscale(self) -> None:
+        """Brings the gradients of the step to their own scale."""
+
+    def _check_gradients(self) -> None:
+        """Where losses are checked at once, gradients are, too: the losses of the next step would tell too late."""
+        if self._has_metrics(self.iter) and not self.async_write_metrics:
+            check_gradients(self.model, self.iter)
+
+    def _update_weights(self) -> None:
         self.optimizer.step()
 
     def after_train(self) -> None:
@@ -250,17 +164,11 @@ class SimpleTrainer(TrainerBase):
         # A process may lack a term, for instance if its images have no object.
         names = dict.fromkeys(name for metrics in gathered for name in metrics)
         means = {name: sum(m.get(name, 0.0) for m in gathered) / len(gathered) for name in names}
-        total = sum(means.values())
-        if not math.isfinite(total):
-            terms = ", ".join(f"{name}={value:.4g}" for name, value in means.items())
-            raise NonFiniteLossError(
-                f"the loss is not finite in iteration {cur_iter}: {terms}. Most often SOLVER.BASE_LR is too high for "
-                "SOLVER.IMS_PER_BATCH (scale both alike), the warm-up is too short, or boxes in the data have no area"
-            )
+        check_losses(gathered, means, cur_iter)
         if comm.is_main_process():
             storage = get_event_storage()
             storage.put_scalar("data_time", slowest, cur_iter=cur_iter)
-            storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
+            storage.put_scalar(f"{prefix}total_loss", sum(means.values()), cur_iter=cur_iter)
             if means.keys() != {"total_loss"}:  # Also a single term: in other iterations there may be others.
                 storage.put_scalars(cur_iter=cur_iter, **means)
 
@@ -269,17 +177,28 @@ class SimpleTrainer(TrainerBase):
         state["optimizer"] = self.optimizer.state_dict()
         if buffers := TrainingState(self.model).state_dict():
             state["training_state"] = buffers
-        return state
+        return {**state, **self._states_of_processes().state_dict()}
+
+    def gather_states(self) -> None:
+        """Collect what each process has for itself, for a checkpoint after this step; all have to call it."""
+        self._states_of_processes().gather()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
         TrainingState(self.model).load_state_dict(state_dict.get("training_state", {}))
+        if "processes" in state_dict:  # Not in checkpoints of detectron2.
+            self._states_of_processes().load_state_dict(state_dict)
+
+    def _states_of_processes(self) -> ProcessStates:
+        self._process_states.model, self._process_states.data_loader = self.model, self.data_loader
+        return self._process_states
 
     @property
     def _data_loader_iter(self) -> Iterator:
         if self._data_loader_iter_obj is None:  # only now, so that no worker starts for a trainer that only evaluates
             self._data_loader_iter_obj = iter(self.data_loader)
+            self._process_states.restore_random_states()
         return self._data_loader_iter_obj
 
     def _load_batch(self) -> float:
@@ -289,14 +208,19 @@ class SimpleTrainer(TrainerBase):
                 "the model is in evaluation mode; a hook called model.eval() and not model.train() after"
             )
         start = time.perf_counter()
+        self._process_states.forget_gathered()
         try:
             self.last_batch = next(self._data_loader_iter)
+            self.step_batches.append(self.last_batch)
         except StopIteration:
             raise DatasetError(
                 f"the training data ended before iteration {self.iter}; a training loader must not end: use "
                 "TrainingSampler, or an endless generator"
             ) from None
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        is_first = len(self.step_batches) == 1
+        self.step_start.take(unwrap_model(self.model), self.iter, self.last_batch, is_first)
+        return seconds
 
     def _forward(self) -> dict[str, Tensor]:
         losses = self.model(self.last_batch)
@@ -309,12 +233,15 @@ class SimpleTrainer(TrainerBase):
             )
         return losses
 
+    def _has_metrics(self, iteration: int) -> bool:
+        return (iteration + 1) % self.gather_metric_period == 0
+
     def _write_metrics(
         self, loss_dict: Mapping[str, Tensor], data_time: float, prefix: str = "", iter: int | None = None
     ) -> None:
         """``write_metrics`` in every ``gather_metric_period``-th iteration, at once or in the thread."""
         iteration = self.iter if iter is None else iter
-        if (iteration + 1) % self.gather_metric_period != 0:
+        if not self._has_metrics(iteration):
             return
         if not self.async_write_metrics:
             self.write_metrics(loss_dict, data_time, iteration, prefix)
@@ -340,17 +267,27 @@ class AMPTrainer(SimpleTrainer):
         precision: torch.dtype = torch.float16,
         log_grad_scaler: bool = False,
         async_write_metrics: bool = False,
+        *,
+        accumulation_steps: int = 1,
     ) -> None:
         """
         Args:
             grad_scaler: None for one that fits the model's device and ``precision``.
             precision: torch.float16, or torch.bfloat16, which needs no loss scaling.
             log_grad_scaler: store the scale of the loss as a metric.
+
+        The others are those of :class:`SimpleTrainer`.
         """
         if isinstance(model, DataParallel) or (isinstance(model, DistributedDataParallel) and _num_devices(model) > 1):
             raise TypeError("AMPTrainer trains on one device per process; use DistributedDataParallel that way")
         super().__init__(
-            model, data_loader, optimizer, gather_metric_period, zero_grad_before_forward, async_write_metrics
+            model,
+            data_loader,
+            optimizer,
+            gather_metric_period,
+            zero_grad_before_forward,
+            async_write_metrics,
+            accumulation_steps=accumulation_steps,
         )
         self._device_type = next(model.parameters()).device.type
         if grad_scaler is None:
@@ -359,22 +296,24 @@ class AMPTrainer(SimpleTrainer):
         self.precision = precision
         self.log_grad_scaler = log_grad_scaler
 
-    def run_step(self) -> None:
-        """As in the base class, with the forward pass under autocast."""
-        data_time = self._load_batch()
-        if self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
+    def _forward(self) -> dict[str, Tensor]:
         with torch.autocast(self._device_type, dtype=self.precision):
-            losses = self._forward()
-        if not self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
+            return super()._forward()
+
+    def _backward(self, loss: Tensor) -> None:
+        self.grad_scaler.scale(loss).backward()
+
+    def _unscale(self) -> None:
+        """Before hooks and gradient clipping, which are to see the gradients at their own scale."""
         if self.log_grad_scaler:
             self.storage.put_scalar("[metric]grad_scaler", self.grad_scaler.get_scale())
-        # Hooks and gradient clipping are to see the gradients at their own scale.
         self.grad_scaler.unscale_(self.optimizer)
-        self.after_backward()
-        self._write_metrics(losses, data_time)
+
+    def _check_gradients(self) -> None:
+        if not self.grad_scaler.is_enabled():  # It leaves out steps whose gradients are not finite, and scales less.
+            super()._check_gradients()
+
+    def _update_weights(self) -> None:
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 

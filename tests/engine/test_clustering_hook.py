@@ -111,7 +111,8 @@ def test_next_batches_are_drawn_from_the_new_clusters(cfg, num_workers):
     next(loading._data_loader_iter)  # Workers have loaded more already.
     # The sample 0 has a cluster of its own, and hence half of the draws: at least 5 of 12.
     trainer.model.memory_bank.label_bank.copy_(torch.tensor([0] + [1] * 11))
-    hook._tell_sampler(num_steps=0)
+    hook._tell_sampler(epoch=0)
+    trainer.data_loader.restart(1)
     drawn = [sample["sample_idx"] for _ in range(3) for sample in next(loading._data_loader_iter)]
     loading.reset_data_loader(list)  # ends the workers
     assert drawn.count(0) >= 5

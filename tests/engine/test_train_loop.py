@@ -225,7 +225,7 @@ def test_resumed_trainer_goes_on_with_optimizer_hooks_and_training_state():
 def test_state_has_the_names_of_older_checkpoints():
     trainer = toy_trainer(1)
     trainer.register_hooks([Counter()])
-    assert set(trainer.state_dict()) == {"iteration", "hooks", "optimizer", "training_state"}
+    assert set(trainer.state_dict()) == {"iteration", "hooks", "optimizer", "training_state", "processes"}
     assert trainer.state_dict()["hooks"] == {"Counter": {"count": 0}}
 
 
