@@ -12,14 +12,22 @@ from fvcore.common.checkpoint import Checkpointer, _IncompatibleKeys
 from torch import nn
 
 from detlib.checkpoint.c2_model_loading import align_and_update_state_dicts
-from detlib.checkpoint.files import local_path, missing_checkpoint, read_checkpoint, unreadable_types, write_atomically
+from detlib.checkpoint.files import (
+    local_path,
+    read_checkpoint,
+    read_in_all_processes,
+    write_atomically,
+    write_checkpoint,
+)
 from detlib.checkpoint.hand_over import extract_backbone, fold_branches, remove_wrappers, resize_positions
+from detlib.checkpoint.metadata import METADATA_KEY, warn_of_differences, with_versions
 from detlib.checkpoint.parts import find_part, from_torchvision_names_anywhere, names_of_backbone
 from detlib.checkpoint.refusal import HEURISTICS_SUFFIX, refuse_other_backbone, refuse_other_model
-from detlib.checkpoint.report import loading_report
-from detlib.checkpoint.torchvision_names import from_torchvision_names, torchvision_family
+from detlib.checkpoint.report import loading_report, without_parts
+from detlib.checkpoint.resume import files_to_resume, remove_leftovers
+from detlib.checkpoint.torchvision_names import from_torchvision_names, tell_of_torchvision, torchvision_family
 from detlib.utils import comm
-from detlib.utils.errors import CheckpointError, MissingFileError
+from detlib.utils.errors import CheckpointError, DamagedCheckpointError, MissingFileError
 from detlib.utils.file_io import PathManager
 
 __all__ = ["DetectionCheckpointer"]
@@ -42,8 +50,9 @@ class DetectionCheckpointer(Checkpointer):
     """Checkpointer that reads detlib's and detectron2's files, Caffe2's, and backbones of torchvision (ResNet, RegNet,
     Swin, ViT) and timm (ResNet).
 
-    Files of its own have the keys ``model``, those of ``checkpointables`` and those given to :meth:`save`. A file is
-    complete when it appears under its name, and ``last_checkpoint`` names it only after that.
+    Files of its own have the keys ``model``, those of ``checkpointables``, those given to :meth:`save` and ``detlib``,
+    which is :attr:`metadata`. A file is complete when it appears under its name, and ``last_checkpoint`` names it only
+    after that. A file that is not what was written is not loaded; to resume, an earlier one is then taken.
 
     A model may have ``part_weights``, files of single parts by their names. Such a file is read by :meth:`load` unless
     the checkpoint has all weights of the part, or the state of a training, which goes on with what it had.
@@ -51,6 +60,9 @@ class DetectionCheckpointer(Checkpointer):
     Args:
         save_to_disk: by default, the main process alone writes.
         checkpointables: objects with ``state_dict`` and ``load_state_dict``, by the key they are saved under.
+
+    Attributes:
+        metadata: of the training, see :mod:`detlib.checkpoint.metadata`; compared with that of a file that is loaded.
     """
 
     def __init__(
@@ -60,6 +72,7 @@ class DetectionCheckpointer(Checkpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.path_manager = PathManager
         self.logger = logging.getLogger(__name__)
+        self.metadata: dict[str, Any] = {}
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<name>.pth`` into the folder and make it the last checkpoint.
@@ -72,17 +85,55 @@ class DetectionCheckpointer(Checkpointer):
         if os.path.basename(name) != name:
             raise ValueError(f"The name of a checkpoint must not contain a folder; got {name!r}")
         states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
-        data = {"model": self.model.state_dict(), **states, **kwargs}
+        data = {"model": self.model.state_dict(), **states, METADATA_KEY: with_versions(self.metadata), **kwargs}
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        write_atomically(self.path_manager, path, lambda f: torch.save(data, f))
-        self._warn_if_unreadable(path)
+        remove_leftovers(self.save_dir)
+        write_checkpoint(self.path_manager, path, data)
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make ``last_checkpoint`` name this file, at once and entirely."""
         path = os.path.join(self.save_dir, "last_checkpoint")
         write_atomically(self.path_manager, path, lambda f: f.write(last_filename_basename.encode()))
+
+    def get_checkpoint_file(self) -> str:
+        """The file that ``last_checkpoint`` names, which need not be there; empty if it names none."""
+        try:
+            with self.path_manager.open(os.path.join(self.save_dir, "last_checkpoint"), "rb") as f:
+                name = f.read().decode(errors="replace").strip()
+        except OSError:
+            return ""
+        return os.path.join(self.save_dir, name) if name.isprintable() and name else ""
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to resume from, or ``last_checkpoint`` says so."""
+        return super().has_checkpoint() or bool(self._files_to_resume())
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Go on from the last checkpoint in the folder, if there is one; else load the model from ``path`` alone.
+
+        Where the last one is missing or damaged, that of the iteration before is taken, in all processes, and an error
+        is logged.
+
+        Raises:
+            CheckpointError: none of those in the folder can be read.
+        """
+        if not (resume and comm.all_gather(self.has_checkpoint())[0]):
+            return self.load(path, checkpointables=[])
+        last, files = comm.all_gather((self.get_checkpoint_file(), self._files_to_resume()))[0]
+        problems = [] if last in files else [f"{last or 'The name in last_checkpoint'} does not exist"]
+        for file in files:
+            if problems:
+                self.logger.error("%s. Resuming from %s instead", problems[-1], file)
+            try:
+                return self.load(file)
+            except DamagedCheckpointError as error:
+                problems.append(str(error))
+        raise CheckpointError(
+            f"No checkpoint in {self.save_dir} can be resumed from: {'; '.join(problems)}. Restore one from a copy, or "
+            "start anew without --resume"
+        )
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load the model and, unless told otherwise, all checkpointables that the file has; log what went where.
@@ -106,6 +157,7 @@ class DetectionCheckpointer(Checkpointer):
             return rest
         address, checkpoint = self._open(path)
         states = self._states_to_load(checkpoint, *args, **kwargs)
+        warn_of_differences(checkpoint.get(METADATA_KEY), self.metadata, resumes=bool(states))
         incompatible = self._load_model(checkpoint)
         parts = {}
         if incompatible is not None:  # Subclasses may return nothing.
@@ -114,7 +166,7 @@ class DetectionCheckpointer(Checkpointer):
             refuse_other_model(address, incompatible, names)
             parts = {} if states else self._incomplete_parts(incompatible)
             inside = tuple(f"{name}." for name in parts)
-            self._log_incompatible_keys(*_without(inside, incompatible, names))
+            self._log_incompatible_keys(*without_parts(inside, incompatible, names))
         self._load_checkpointables(address, checkpoint, states)
         self._load_parts(parts)
         return checkpoint
@@ -139,7 +191,9 @@ class DetectionCheckpointer(Checkpointer):
         try:
             address, checkpoint = self._open(path)
         except (CheckpointError, MissingFileError) as error:
-            raise type(error)(f"The weights of {module_name}: {error}") from error
+            # One that is damaged is no reason to resume from an earlier checkpoint of the whole.
+            kind = MissingFileError if isinstance(error, MissingFileError) else CheckpointError
+            raise kind(f"The weights of {module_name}: {error}") from error
         found = self._find_part(part, own_prefix, checkpoint)
         if found:
             incompatible = self._load_model({"model": {own_prefix + name: weight for name, weight in found.items()}})
@@ -237,7 +291,7 @@ class DetectionCheckpointer(Checkpointer):
             return vague | align_and_update_state_dicts(model_state, state, c2_conversion=from_caffe2)
         family = torchvision_family(state)
         if family is not None and not state.keys() & model_state.keys():
-            self._tell_of_torchvision(family)
+            tell_of_torchvision(family)
             renamed = {new: state[name] for name, new in from_torchvision_names(state).items()}
             return align_and_update_state_dicts(model_state, renamed, c2_conversion=False)
         return state
@@ -252,7 +306,7 @@ class DetectionCheckpointer(Checkpointer):
             state, family = from_torchvision_names_anywhere(state)
             prefixes, found = find_part(part, state, own_prefix)
             if found and family is not None:
-                self._tell_of_torchvision(family)
+                tell_of_torchvision(family)
         if len(prefixes) > 1:
             self.logger.warning(
                 "The checkpoint has weights as those of %s under each of the prefixes %s; the first is taken",
@@ -262,14 +316,6 @@ class DetectionCheckpointer(Checkpointer):
         elif found:
             self.logger.info("The weights of %s are %s* there", own_prefix.rstrip("."), prefixes[0])
         return found
-
-    def _tell_of_torchvision(self, family: str) -> None:
-        self.logger.info(
-            "These are %s weights with the names of torchvision. They need INPUT.FORMAT: RGB, %susually "
-            "MODEL.PIXEL_MEAN: [123.675, 116.28, 103.53] and MODEL.PIXEL_STD: [58.395, 57.12, 57.375]",
-            family,
-            "MODEL.RESNETS.STRIDE_IN_1X1: False, " if family == "ResNet" else "",
-        )
 
     def _with_plain_names(self, state: dict[str, Any]) -> dict[str, Any]:
         """The weights as tensors, without the prefixes of wrappers; changed in place."""
@@ -311,7 +357,7 @@ class DetectionCheckpointer(Checkpointer):
         self.logger.info("Loading checkpoint %s", path)
         prefix = PREFIX_SUFFIX.search(path)
         address = PREFIX_SUFFIX.sub("", path).removesuffix(HEURISTICS_SUFFIX)
-        checkpoint = self._read(local_path(self.path_manager, address))
+        checkpoint = read_in_all_processes(local_path(self.path_manager, address), self._load_file)
         if prefix is not None:
             backbone = extract_backbone(self._with_plain_names(dict(checkpoint["model"])), prefix[1])
             return address, {"model": backbone, "matching_heuristics": True}
@@ -319,14 +365,10 @@ class DetectionCheckpointer(Checkpointer):
             checkpoint["matching_heuristics"] = True
         return address, checkpoint
 
-    def _read(self, file: str) -> dict[str, Any]:
-        present = comm.all_gather(os.path.isfile(file))
-        if not present[0]:
-            raise missing_checkpoint(file)
-        if all(present):
-            return self._load_file(file)
-        self.logger.warning("%s is not on every machine; the main process sends it to all", file)
-        return comm.all_gather(self._load_file(file) if comm.is_main_process() else None)[0]
+    def _files_to_resume(self) -> list[str]:
+        if not self.save_dir or not self.path_manager.isdir(self.save_dir):
+            return []
+        return files_to_resume(self.get_checkpoint_file(), self.get_all_checkpoint_files())
 
     def _states_to_load(self, checkpoint: dict[str, Any], checkpointables: list[str] | None = None) -> list[str]:
         keys = self.checkpointables if checkpointables is None else checkpointables
@@ -342,26 +384,3 @@ class DetectionCheckpointer(Checkpointer):
                     f"The state of {key!r} in {path} does not fit this training: {error}. Resume with the config that "
                     "wrote it, or start anew from its weights alone: MODEL.WEIGHTS and no --resume"
                 ) from error
-
-    def _warn_if_unreadable(self, path: str) -> None:
-        types = unreadable_types(path) if os.path.isfile(path) else []
-        if types:
-            self.logger.warning(
-                "%s holds objects of types that will be refused when it is loaded: %s; save numbers, strings, lists, "
-                "dicts and tensors only",
-                path,
-                ", ".join(types),
-            )
-
-
-def _without(
-    inside: tuple[str, ...], incompatible: _IncompatibleKeys, names: Sequence[str]
-) -> tuple[_IncompatibleKeys, list[str]]:
-    """What is known of weights, and their names, but for those that start with a prefix."""
-    return (
-        incompatible._replace(
-            missing_keys=[name for name in incompatible.missing_keys if not name.startswith(inside)],
-            incorrect_shapes=[shapes for shapes in incompatible.incorrect_shapes if not shapes[0].startswith(inside)],
-        ),
-        [name for name in names if not name.startswith(inside)],
-    )

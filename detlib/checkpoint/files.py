@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,10 +12,21 @@ import numpy as np
 import torch
 from iopath.common.file_io import PathManager as PathManagerBase
 
-from detlib.utils import safe_pickle
-from detlib.utils.errors import CheckpointError, DetlibError, MissingFileError
+from detlib.checkpoint.digest import check_digest, write_with_digest
+from detlib.utils import comm, safe_pickle
+from detlib.utils.errors import CheckpointError, DamagedCheckpointError, DetlibError, MissingFileError
 
-__all__ = ["local_path", "missing_checkpoint", "read_checkpoint", "unreadable_types", "write_atomically"]
+__all__ = [
+    "local_path",
+    "missing_checkpoint",
+    "read_checkpoint",
+    "read_in_all_processes",
+    "unreadable_types",
+    "write_atomically",
+    "write_checkpoint",
+]
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".pth", ".pt", ".pyth", ".pkl", ".safetensors")
 
@@ -52,11 +64,39 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         ``"matching_heuristics": True`` say how their names are to be read.
 
     Raises:
-        CheckpointError: the file is damaged, holds no weights, or objects of types that are not admitted.
+        DamagedCheckpointError: the file is cut short, or otherwise not what was written.
+        CheckpointError: it holds no weights, or objects of types that are not admitted.
     """
     suffix = Path(path).suffix.lower()
     read = {".pkl": _read_pickle, ".safetensors": _read_safetensors}.get(suffix, _read_torch)
     return _with_model_key(read(path), path)
+
+
+def read_in_all_processes(path: str, read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Read a local file in each process; where it is not on every machine, the main process sends it to all.
+
+    Args:
+        read: :func:`read_checkpoint`, or what does the same.
+
+    Raises:
+        MissingFileError: the main process has no such file.
+        CheckpointError: one of the processes could not read it; the same error in all of them.
+    """
+    present = comm.all_gather(os.path.isfile(path))
+    if not present[0]:
+        raise missing_checkpoint(path)
+    checkpoint, error = None, None
+    try:
+        if all(present) or comm.is_main_process():
+            checkpoint = read(path)
+    except CheckpointError as caught:
+        error = caught
+    if errors := [other for other in comm.all_gather(error) if other is not None]:
+        raise errors[0] from error
+    if all(present):
+        return checkpoint
+    logger.warning("%s is not on every machine; the main process sends it to all", path)
+    return comm.all_gather(checkpoint)[0]
 
 
 def write_atomically(path_manager: PathManagerBase, path: str, write: Callable[[IO[bytes]], Any]) -> None:
@@ -89,6 +129,18 @@ def write_atomically(path_manager: PathManagerBase, path: str, write: Callable[[
             f"Could not write {path}: {reason}. Is there space left, and is the folder writable? What was in it is "
             "unchanged"
         ) from error
+
+
+def write_checkpoint(path_manager: PathManagerBase, path: str, data: dict[str, Any]) -> None:
+    """Save to a file as :func:`write_atomically` does, with a digest by which :func:`read_checkpoint` knows damage."""
+    write_atomically(path_manager, path, lambda f: write_with_digest(f, lambda digesting: torch.save(data, digesting)))
+    if types := unreadable_types(path) if os.path.isfile(path) else []:
+        logger.warning(
+            "%s holds objects of types that will be refused when it is loaded: %s; save numbers, strings, lists, "
+            "dicts and tensors only",
+            path,
+            ", ".join(types),
+        )
 
 
 def unreadable_types(path: str) -> list[str]:
@@ -128,8 +180,11 @@ def _read_safetensors(path: str) -> Any:
 
 def _read_torch(path: str) -> Any:
     try:
+        check_digest(path)
         with torch.serialization.safe_globals(_NUMPY_TYPES):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except DamagedCheckpointError:
+        raise
     except Exception as error:  # A damaged file can raise anything.
         raise _refusal_of_types(path) or _damaged(path, error) from error
 
@@ -147,10 +202,10 @@ def _refusal_of_types(path: str) -> CheckpointError | None:
     )
 
 
-def _damaged(path: str, error: Exception) -> CheckpointError:
+def _damaged(path: str, error: Exception) -> DamagedCheckpointError:
     size = os.path.getsize(path)
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return CheckpointError(
+    return DamagedCheckpointError(
         f"{path} ({size} bytes) is not a checkpoint that can be read: {reason}. It may be cut short or be another kind "
         "of file; copy or download it again, or use an earlier one"
     )

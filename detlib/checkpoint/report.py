@@ -1,11 +1,12 @@
 """What of a checkpoint went into a model, as a table of grouped names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
+from fvcore.common.checkpoint import _IncompatibleKeys
 from tabulate import tabulate
 
-__all__ = ["group_names", "loading_report"]
+__all__ = ["group_names", "loading_report", "without_parts"]
 
 MAX_WIDTH = 88
 MAX_ROWS = 40
@@ -36,6 +37,19 @@ def loading_report(
         *_rows("unexpected, ignored", unexpected),
     ]
     return tabulate(rows, headers=["weights", "number", "names"], tablefmt="pipe", disable_numparse=True)
+
+
+def without_parts(
+    prefixes: tuple[str, ...], incompatible: _IncompatibleKeys, names: Sequence[str]
+) -> tuple[_IncompatibleKeys, list[str]]:
+    """What is known of weights, and their names, but for those that start with a prefix."""
+    return (
+        incompatible._replace(
+            missing_keys=[name for name in incompatible.missing_keys if not name.startswith(prefixes)],
+            incorrect_shapes=[shapes for shapes in incompatible.incorrect_shapes if not shapes[0].startswith(prefixes)],
+        ),
+        [name for name in names if not name.startswith(prefixes)],
+    )
 
 
 def group_names(names: Iterable[str], *, max_width: int = MAX_WIDTH, show_leaves: bool = True) -> list[tuple[str, int]]:

@@ -1,9 +1,12 @@
 """Names that torchvision gives the weights of its classifiers, for ResNet also timm's, and detlib's."""
 
+import logging
 import re
 from collections.abc import Callable, Iterable
 
-__all__ = ["from_torchvision_names", "torchvision_family"]
+__all__ = ["from_torchvision_names", "tell_of_torchvision", "torchvision_family"]
+
+logger = logging.getLogger(__name__)
 
 # Names by which a family is known.
 _MARKS = {
@@ -82,3 +85,13 @@ def _rename(name: str, rules: list[tuple[str, str | Callable[[re.Match], str]]])
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def tell_of_torchvision(family: str) -> None:
+    """Log what weights of this family need besides."""
+    logger.info(
+        "These are %s weights with the names of torchvision. They need INPUT.FORMAT: RGB, %susually "
+        "MODEL.PIXEL_MEAN: [123.675, 116.28, 103.53] and MODEL.PIXEL_STD: [58.395, 57.12, 57.375]",
+        family,
+        "MODEL.RESNETS.STRIDE_IN_1X1: False, " if family == "ResNet" else "",
+    )

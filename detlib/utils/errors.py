@@ -12,6 +12,7 @@ __all__ = [
     "ConfigRuntimeError",
     "ConfigTypeError",
     "CustomImportError",
+    "DamagedCheckpointError",
     "DatasetError",
     "DetlibError",
     "DuplicateNameError",
@@ -83,6 +84,12 @@ class DatasetError(DetlibError, ValueError):
 
 class CheckpointError(DetlibError, RuntimeError):
     """A checkpoint is damaged, unsafe to read or does not fit the model."""
+
+    __str__ = DetlibError.__str__
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint cannot be read, as it is cut short or otherwise not what was written."""
 
     __str__ = DetlibError.__str__
 
