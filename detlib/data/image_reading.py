@@ -1,13 +1,15 @@
 """Reading images as arrays: orientation, channel order, and what is wrong with a file."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from detlib.utils.errors import DatasetError, MissingFileError
+from detlib.utils.errors import ConfigError, DatasetError, DetlibError, MissingFileError
 from detlib.utils.file_io import PathManager
 
 __all__ = [
@@ -16,11 +18,14 @@ __all__ = [
     "convert_PIL_to_numpy",
     "convert_image_to_rgb",
     "image_of",
+    "open_image",
     "read_image",
 ]
 
 _YUV_OF_RGB = np.array([[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]])  # BT.601
 _RGB_OF_YUV = np.array([[1.0, 0.0, 1.13983], [1.0, -0.39465, -0.58060], [1.0, 2.03211, 0.0]])
+
+_RUN_PROGRAMS = ("EPS", "WMF")  # Pillow starts Ghostscript for EPS.
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {  # EXIF 2.3, sec. 4.6.4: what brings the stored image into its upright position.
@@ -52,22 +57,46 @@ def read_image(file_name: str | os.PathLike[str], format: str | None = None) -> 
         MissingFileError: there is no such file.
         DatasetError: the file is damaged or no image.
     """
-    file_name = os.fspath(file_name)
+    with open_image(file_name) as image:
+        image.load()
+        upright = _upright(image)
     try:
-        with PathManager.open(file_name, "rb") as file:
-            return convert_PIL_to_numpy(_upright(Image.open(file)), format)
+        return convert_PIL_to_numpy(upright, format)
+    except DatasetError as error:
+        raise DatasetError(f"{os.fspath(file_name)}: {error}") from None
+
+
+@contextlib.contextmanager
+def open_image(file_name: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """Open an image; what goes wrong with it within the context is raised as an error that names the file.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DatasetError: the file is damaged, no image, or one that is not safe to read.
+    """
+    name = os.fspath(file_name)
+    try:
+        with PathManager.open(name, "rb") as file:
+            image = Image.open(file)
+            if image.format in _RUN_PROGRAMS:
+                raise DatasetError(f"{name} is {image.format}, which another program would draw; convert it to PNG")
+            yield image
+    except DetlibError:
+        raise
     except FileNotFoundError:
         raise MissingFileError(
-            f"image {file_name} does not exist; check the image folder that the dataset was registered with"
+            f"image {name} does not exist; check the image folder that the dataset was registered with"
         ) from None
-    except DatasetError as error:
-        raise DatasetError(f"{file_name}: {error}") from None
     except UnidentifiedImageError:
-        raise DatasetError(f"{file_name} is not an image in a format that Pillow reads") from None
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files.
+        raise DatasetError(f"{name} is not an image in a format that Pillow reads") from None
+    except (Image.DecompressionBombError, MemoryError) as error:
         raise DatasetError(
-            f"image {file_name} is damaged ({error}); replace it or take it out of the dataset"
-        ) from error
+            f"image {name} is too large to be read safely ({error or 'out of memory'}); cut it into tiles, or, where "
+            "it is trusted, set PIL.Image.MAX_IMAGE_PIXELS to more in your code"
+        ) from None
+    except Exception as error:  # A damaged file can raise anything.
+        reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise DatasetError(f"image {name} is damaged ({reason}); replace it or take it out of the dataset") from error
 
 
 def image_of(dataset_dict: dict[str, Any], format: str | None = None) -> np.ndarray:
@@ -112,7 +141,7 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         _check_range(image)
-    array = np.asarray(image.convert("RGB" if format in ("BGR", "YUV-BT.601") else format))
+    array = np.asarray(_convert(image, "RGB" if format in ("BGR", "YUV-BT.601") else format))
     if format == "L":
         return array[:, :, None]
     if format == "BGR":
@@ -120,6 +149,16 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
     if format == "YUV-BT.601":
         return array / 255.0 @ _YUV_OF_RGB.T
     return array
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    try:
+        return image.convert(mode)
+    except (ValueError, TypeError) as error:
+        if image.mode == "RGB":
+            known = "RGB, BGR, L, YUV-BT.601 or another mode of Pillow"
+            raise ConfigError(f"INPUT.FORMAT is {mode!r}, which no image can have; expected {known}") from error
+        raise DatasetError(f"an image of the mode {image.mode} cannot become {mode}; save it as RGB") from error
 
 
 def _check_range(image: Image.Image) -> None:

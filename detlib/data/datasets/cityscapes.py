@@ -21,6 +21,8 @@ from PIL import Image, ImageDraw
 
 from detlib.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from detlib.data.datasets.mask_outlines import mask_to_polygons
+from detlib.data.image_reading import open_image
+from detlib.data.label_maps import read_label_map
 from detlib.structures import BoxMode
 from detlib.utils.errors import DatasetError, MissingFileError
 from detlib.utils.file_io import PathManager
@@ -92,7 +94,7 @@ def load_cityscapes_semantic(image_dir: str, gt_dir: str) -> list[Sample]:
         require_train_ids(file.train_ids)
     samples = []
     for file in files:
-        with Image.open(file.train_ids) as label_map:
+        with open_image(file.train_ids) as label_map:
             width, height = label_map.size
         sizes = {"height": height, "width": width}
         samples.append({"file_name": file.image, "sem_seg_file_name": file.train_ids, **sizes})
@@ -193,8 +195,7 @@ def _cut_out(front: np.ndarray, polygon: np.ndarray, index: int, category_id: in
 def _objects_of_png(file: CityscapesFiles) -> tuple[tuple[int, int], list[Object]]:
     if not PathManager.isfile(file.instance_ids):
         raise MissingFileError(f"annotation file {file.instance_ids!r} does not exist; unpack gtFine_trainvaltest.zip")
-    with PathManager.open(file.instance_ids, "rb") as stream:
-        ids = np.asarray(Image.open(stream), dtype=np.int32)
+    ids = read_label_map(file.instance_ids).astype(np.int32)
     objects = []
     for instance_id in np.unique(ids).tolist():
         is_crowd = instance_id < INSTANCE_DIVISOR
