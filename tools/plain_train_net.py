@@ -21,7 +21,7 @@ from detlib.data import build_detection_test_loader, build_detection_train_loade
 from detlib.engine import default_argument_parser, default_setup, default_writers, launch
 from detlib.engine.setup import check_num_classes, create_ddp_model, run_tool
 from detlib.engine.train_loop import NonFiniteLossError
-from detlib.engine.training_state import TrainingState, unwrap_model
+from detlib.engine.training_state import ProcessStates, TrainingState, unwrap_model
 from detlib.evaluation import (
     build_evaluator,
     evaluate_neighbours,
@@ -33,6 +33,7 @@ from detlib.modeling import build_model
 from detlib.modeling.self_supervised import SelfSupModel
 from detlib.solver import build_lr_scheduler, build_optimizer
 from detlib.utils import comm
+from detlib.utils.env import preserved_random_states
 from detlib.utils.errors import ConfigError
 from detlib.utils.events import EventStorage
 
@@ -45,8 +46,15 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
     model.train()
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
+    data_loader = build_detection_train_loader(cfg)
+    process_states = ProcessStates(model, data_loader)
     checkpointer = DetectionCheckpointer(
-        model, cfg.OUTPUT_DIR, optimizer=optimizer, scheduler=scheduler, training_state=TrainingState(model)
+        model,
+        cfg.OUTPUT_DIR,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        training_state=TrainingState(model),
+        process_states=process_states,
     )
     resuming = resume and checkpointer.has_checkpoint()
     checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
@@ -55,9 +63,9 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
     periodic_checkpointer = PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter=max_iter)
     writers = default_writers(cfg.OUTPUT_DIR, max_iter) if comm.is_main_process() else []
 
-    data_loader = build_detection_train_loader(cfg)
     check_num_classes(cfg)
     logger.info("Training from iteration %d to %d.", start_iter, max_iter)
+    process_states.restore_random_states()
     with EventStorage(start_iter) as storage:
         for batch, iteration in zip(data_loader, range(start_iter, max_iter), strict=False):
             storage.iter = iteration
@@ -78,11 +86,14 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
             if comm.is_main_process():
                 storage.put_scalars(total_loss=sum(means.values()), **means)
             if cfg.TEST.EVAL_PERIOD > 0 and done % cfg.TEST.EVAL_PERIOD == 0 and done != max_iter:
-                do_test(cfg, model)
+                with preserved_random_states():
+                    do_test(cfg, model)
                 comm.synchronize()
             if done % WRITE_PERIOD == 0 or done == max_iter:
                 for writer in writers:
                     writer.write()
+            if done % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or done == max_iter:
+                process_states.gather()
             periodic_checkpointer.step(iteration)
         for writer in writers:
             writer.close()
