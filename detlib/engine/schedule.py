@@ -96,7 +96,7 @@ def with_iterations(cfg: CfgNode, data_loader: Iterable) -> CfgNode:
             continue
         value = _in_iterations(epochs, num_samples / cfg.SOLVER.IMS_PER_BATCH)
         told = _replaced(cfg, section, in_epochs, in_iterations, value)
-        lines.append(f"  {section}.{in_epochs} {epochs} = {section}.{in_iterations} {value}{told}")
+        lines.append(f"  {section}.{in_epochs} {_text(epochs)} = {section}.{in_iterations} {value}{told}")
         resolved[section][in_iterations] = value
     logger.info(
         "A pass over the %d samples of the training data is %.4g batches of %d:\n%s",
@@ -133,7 +133,9 @@ def _check(cfg: CfgNode) -> None:
         epochs = cfg[section][in_epochs]
         numbers = epochs if isinstance(epochs, Sequence) else [epochs]
         if any(not isinstance(number, (int, float)) or not 0 <= number < math.inf for number in numbers):
-            raise ConfigError(f"{section}.{in_epochs} is {epochs!r}; passes over the data are numbers of at least 0")
+            raise ConfigError(
+                f"{section}.{in_epochs} is {epochs!r}, but passes over the data are counted by numbers from 0 on"
+            )
     steps, end = cfg.SOLVER.STEP_EPOCHS, cfg.SOLVER.MAX_EPOCH
     if any(step <= previous for previous, step in zip([0, *steps], steps, strict=False)):
         raise ConfigError(f"SOLVER.STEP_EPOCHS must rise and be above 0, but they are {tuple(steps)}")
@@ -154,10 +156,14 @@ def _replaced(cfg: CfgNode, section: str, in_epochs: str, in_iterations: str, va
     if place == COMMAND_LINE != place_of_epochs:
         raise ConfigError(
             f"{section}.{in_iterations} {old} of the command line counts for nothing, as {section}.{in_epochs} "
-            f"{cfg[section][in_epochs]} ({place_of_epochs}) goes over it; also give {section}.{in_epochs} "
+            f"{_text(cfg[section][in_epochs])} ({place_of_epochs}) goes over it; also give {section}.{in_epochs} "
             f"{'()' if in_epochs == 'STEP_EPOCHS' else 0}"
         )
     return f", in place of {old} ({place})"
+
+
+def _text(epochs: float | Sequence[float]) -> str:
+    return f"({', '.join(map(_text, epochs))})" if isinstance(epochs, Sequence) else f"{epochs:g}"
 
 
 def _named(cfg: CfgNode) -> str:

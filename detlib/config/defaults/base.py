@@ -106,7 +106,7 @@ SOLVER = {
     "MAX_ITER": 40000,
     # The same in passes over the training data, in place of MAX_ITER, STEPS, WARMUP_ITERS, CHECKPOINT_PERIOD and
     # TEST.EVAL_PERIOD, which are then computed from the number of images; 0, or () for steps, leaves those.
-    "MAX_EPOCH": 0,
+    "MAX_EPOCH": 0.0,
     "STEP_EPOCHS": (),
     "WARMUP_EPOCHS": 0.0,
     "CHECKPOINT_EPOCHS": 0.0,
