@@ -59,7 +59,10 @@ class TrainerBase:
             self._hooks.append(hook)
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Runs iterations ``start_iter`` to ``max_iter - 1``."""
+        """Runs iterations ``start_iter`` to ``max_iter - 1``.
+
+        A hook ends the training by setting :attr:`max_iter` to the number of the next iteration.
+        """
         logger.info("Training from iteration %d to %d.", start_iter, max_iter)
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
@@ -67,10 +70,12 @@ class TrainerBase:
             try:
                 self.before_train()
                 for self.iter in range(start_iter, max_iter):
+                    if self.iter >= self.max_iter:  # A hook has ended the training.
+                        break
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                self.iter = max(start_iter, max_iter)
+                self.iter = max(start_iter, self.max_iter)
             except DetlibError as error:
                 logger.error("The training stopped in iteration %d: %s", self.iter, error)
                 raise

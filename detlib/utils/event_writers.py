@@ -153,8 +153,11 @@ class CommonMetricPrinter(EventWriter):
         """Images per second and the share of waiting, of the same iterations."""
         if "time" not in storage.histories():
             return
-        if "num_images" in storage.histories():
-            yield f"img/s: {self._average(storage, 'num_images') / self._average(storage, 'time'):.1f}"
+        if "images_per_second" in storage.histories():
+            samples = storage.count_samples("images_per_second", self._window_size)
+            rates, times = (storage.history(name).values()[-samples:] for name in ("images_per_second", "time"))
+            num_images = sum(rate * seconds for (rate, _), (seconds, _) in zip(rates, times, strict=False))
+            yield f"img/s: {num_images / sum(seconds for seconds, _ in times):.1f}"
         share = waiting_share(storage, self._window_size)
         if share is not None:
             yield f"data_wait: {share:.0%}"

@@ -192,7 +192,7 @@ def test_printed_line_tells_eta_losses_times_and_rate(caplog):
                 top1_acc=50.0,
                 embedding_spread=0.9,
                 num_fg=3,
-                num_images=8,
+                images_per_second=4.0,
                 time=2.0,
                 data_time=0.5,
             )
