@@ -81,7 +81,7 @@ def test_iterations_of_the_command_line_are_not_passed_over(cfg):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("MAX_EPOCH", -1, "MAX_EPOCH is -1.0"),
+        ("MAX_EPOCH", -1, "MAX_EPOCH is -1"),
         ("STEP_EPOCHS", (8, 3), "must rise"),
         ("STEP_EPOCHS", (8, 12), "reach the end"),
         ("STEP_EPOCHS", ("8",), "counted by numbers"),
