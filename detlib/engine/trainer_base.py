@@ -4,6 +4,7 @@ import logging
 import weakref
 from typing import Any
 
+from detlib.engine.diagnosis import explain
 from detlib.utils.errors import DetlibError
 from detlib.utils.events import EventStorage
 
@@ -76,12 +77,16 @@ class TrainerBase:
                     self.run_step()
                     self.after_step()
                 self.iter = max(start_iter, self.max_iter)
-            except DetlibError as error:
-                logger.error("The training stopped in iteration %d: %s", self.iter, error)
-                raise
-            except Exception:
-                logger.exception("The training failed in iteration %d.", self.iter)
-                raise
+            except Exception as error:
+                explained = explain(self, error)
+                if isinstance(explained, DetlibError):
+                    shown = None if isinstance(error, DetlibError) else error
+                    logger.error("The training stopped in iteration %d: %s", self.iter, explained, exc_info=shown)
+                else:
+                    logger.exception("The training failed in iteration %d.", self.iter)
+                if explained is error:
+                    raise
+                raise explained from error
             finally:
                 self.after_train()
 
