@@ -1,5 +1,6 @@
 """From names of datasets to loaders of batches."""
 
+import os
 import signal
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,12 +53,19 @@ def trivial_batch_collator(batch: list[Any]) -> list[Any]:
 
 
 def worker_init_reset_seed(worker_id: int) -> None:
-    """Seed all random generators of a worker process, differently for each and following from ``SEED``.
+    """Seed all random generators of a worker process, differently for each and following from ``SEED``."""
+    leave_signals_to_main_process()
+    seed_all_rng(torch.initial_seed() % 2**31 + worker_id)
 
-    Ctrl-C, which a terminal sends to workers too, is left to the main process, which may still want its batch.
+
+def leave_signals_to_main_process(worker_id: int = 0) -> None:
+    """Keep a worker at work when a signal asks the whole program to end, since the main process ends its step first.
+
+    A terminal sends Ctrl-C, and torchrun and schedulers send SIGTERM, to all processes of a group.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    seed_all_rng(torch.initial_seed() % 2**31 + worker_id)
+    if hasattr(os, "setpgrp"):  # Windows has no groups of this kind.
+        os.setpgrp()
 
 
 def build_batch_data_loader(
@@ -305,4 +313,5 @@ def build_detection_test_loader(
         num_workers=num_workers,
         collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
         generator=torch.Generator(),  # Without its own, it would draw from that of the training which it interrupts.
+        worker_init_fn=leave_signals_to_main_process,
     )

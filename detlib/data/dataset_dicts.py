@@ -10,6 +10,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset
 from detlib.data.catalog import DatasetCatalog, MetadataCatalog
 from detlib.data.common import MapDataset
 from detlib.data.detection_utils import check_metadata_consistency
+from detlib.data.fingerprint import remember_fingerprint
 from detlib.data.preparation import (
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
@@ -74,6 +75,8 @@ def get_detection_dataset_dicts(
         own_names, own_datasets = [names[i] for i in own], [datasets[i] for i in own]
         joined = _join(own_names, own_datasets, filter_empty, min_keypoints, check_consistency)
         samples += joined if task is None else [_with_task(sample, task) for sample in joined]
+    for name, dataset in zip(names, datasets, strict=True):
+        remember_fingerprint(name, dataset)
     return samples
 
 
