@@ -16,7 +16,7 @@ _ATTRIBUTES = {
     Boxes: "tensor",
     RotatedBoxes: "tensor",
     BitMasks: "tensor",
-    Keypoints: "keypoints",
+    Keypoints: "tensor",
     PolygonMasks: "polygons",
 }
 _CLASSES = {cls.__name__: cls for cls in _ATTRIBUTES}

@@ -100,10 +100,8 @@ def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors_in(item, f"{path}[{i}]")
     elif hasattr(value, "get_fields"):  # Instances
         yield from tensors_in(value.get_fields(), path)
-    elif isinstance(getattr(value, "tensor", None), Tensor):  # Boxes, BitMasks, ImageList
+    elif isinstance(getattr(value, "tensor", None), Tensor):  # Boxes, BitMasks, Keypoints, ImageList
         yield path, value.tensor
-    elif isinstance(getattr(value, "keypoints", None), Tensor):
-        yield path, value.keypoints
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

@@ -66,6 +66,6 @@ def _error(model: Any, unused: Sequence[str], iteration: int) -> UnusedParameter
         f"{len(unused)} parameters of {type(model).__name__} had no part in the loss of process {comm.get_rank()} in "
         f"iteration {iteration}, and the other processes wait for their gradients: {listed}. If the model is to leave "
         "them out in some batches, give its class the attribute has_unused_parameters = True, or wrap it with "
-        "create_ddp_model(model, find_unused_parameters=True). If never, freeze or remove them. If they lack only where "
-        "a batch has no objects, add 0 times their output to the loss"
+        "create_ddp_model(model, find_unused_parameters=True). If never, freeze or remove them. If they lack only "
+        "where a batch has no objects, add 0 times their output to the loss"
     )
