@@ -12,6 +12,7 @@ from fvcore.common.checkpoint import Checkpointer, _IncompatibleKeys
 from torch import nn
 
 from detlib.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detlib.checkpoint.dealt_out import DealtOut, load_dealt_out
 from detlib.checkpoint.files import (
     local_path,
     read_checkpoint,
@@ -63,6 +64,7 @@ class DetectionCheckpointer(Checkpointer):
 
     Attributes:
         metadata: of the training, see :mod:`detlib.checkpoint.metadata`; compared with that of a file that is loaded.
+        dealt_out: what :meth:`gather` collected.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class DetectionCheckpointer(Checkpointer):
         self.path_manager = PathManager
         self.logger = logging.getLogger(__name__)
         self.metadata: dict[str, Any] = {}
+        self.dealt_out = DealtOut()
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<name>.pth`` into the folder and make it the last checkpoint.
@@ -84,13 +87,17 @@ class DetectionCheckpointer(Checkpointer):
             return
         if os.path.basename(name) != name:
             raise ValueError(f"The name of a checkpoint must not contain a folder; got {name!r}")
-        states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
-        data = {"model": self.model.state_dict(), **states, METADATA_KEY: with_versions(self.metadata), **kwargs}
+        data = {**self._states(), METADATA_KEY: with_versions(self.metadata), **kwargs}
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         remove_leftovers(self.save_dir)
-        write_checkpoint(self.path_manager, path, data)
+        with self.dealt_out.in_file(data, path) as whole:
+            write_checkpoint(self.path_manager, path, whole)
         self.tag_last_checkpoint(f"{name}.pth")
+
+    def gather(self) -> None:
+        """Collect what is dealt out to the processes, as by FSDP; to be called in all, before one of them saves."""
+        self.dealt_out.gather(self._states(), self.save_dir)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make ``last_checkpoint`` name this file, at once and entirely."""
@@ -158,6 +165,8 @@ class DetectionCheckpointer(Checkpointer):
         address, checkpoint = self._open(path)
         states = self._states_to_load(checkpoint, *args, **kwargs)
         warn_of_differences(checkpoint.get(METADATA_KEY), self.metadata, resumes=bool(states))
+        if states:
+            load_dealt_out(checkpoint, os.path.dirname(address), self.model)
         incompatible = self._load_model(checkpoint)
         parts = {}
         if incompatible is not None:  # Subclasses may return nothing.
@@ -364,6 +373,10 @@ class DetectionCheckpointer(Checkpointer):
         if address != path:
             checkpoint["matching_heuristics"] = True
         return address, checkpoint
+
+    def _states(self) -> dict[str, Any]:
+        states = {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
+        return {"model": self.model.state_dict(), **states}
 
     def _files_to_resume(self) -> list[str]:
         if not self.save_dir or not self.path_manager.isdir(self.save_dir):

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from detlib.utils.errors import DamagedCheckpointError
 
-__all__ = ["check_digest", "write_with_digest"]
+__all__ = ["check_digest", "digest_of", "write_with_digest"]
 
 MARKER = b"\ndetlib sha256 "
 LENGTH = len(MARKER) + 64 + 1  # The digest in hexadecimal digits, and a newline.
@@ -73,6 +73,15 @@ def check_digest(path: str) -> bool:
         f"{path} ({size} bytes) is damaged: it is not what was written, by the digest at its end. Copy it again, or "
         "use an earlier one"
     )
+
+
+def digest_of(path: str) -> str:
+    """That of a whole file, to be kept elsewhere."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _trailer(hexdigest: str) -> bytes:

@@ -24,9 +24,11 @@ class MomentumEncoder(nn.Module):
         follows: whether there was an update. The first is an exact copy, as the network may have got weights since this
             was made, and keys of weights at random would be worth nothing.
         frozen_on_purpose: tells the trainer that these layers need no weights to be loaded.
+        changes_weights_in_forward: tells FSDP, which would forget such changes.
     """
 
     frozen_on_purpose = True
+    changes_weights_in_forward = True
 
     def __init__(
         self,

@@ -81,7 +81,10 @@ class SwAVHead(nn.Module):
     Attributes:
         queue: (L, 2, d), the newest first; of all processes, and the same in all.
         num_steps: training steps so far.
+        changes_weights_in_forward: tells FSDP, which would forget such changes.
     """
+
+    changes_weights_in_forward = True  # the lengths of the prototypes
 
     def __init__(
         self,
