@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from detlib.engine.preemption_hook import SIGNALS, TrainingPreempted
+from detlib.engine.preemption_hook import SIGNALS
 from detlib.engine.slurm import SlurmTask, slurm_task
 from detlib.utils import comm
 from detlib.utils.errors import ConfigError, DetlibError
@@ -39,8 +41,8 @@ def launch(
     Under ``torchrun``, which says so in the environment, it is called right here, as one of torchrun's processes; so it
     is where ``srun`` of Slurm started several tasks, unless the arguments ask for several processes themselves.
 
-    A SIGTERM that comes to this process is passed on to those that it started, so that they can save and end; Ctrl-C
-    reaches them anyway.
+    SIGTERM, SIGINT and SIGUSR1 that come to this process are passed on to those that it started, so that they can save
+    and end, see :class:`~detlib.engine.hooks.PreemptionHook`.
 
     Args:
         main_func: must be importable by name, since new processes import it.
@@ -53,6 +55,7 @@ def launch(
 
     Raises:
         DetlibError: the first one that a process raised.
+        SystemExit: a process ended with this exit status.
     """
     world_size = num_machines * max(num_gpus_per_machine, 1)
     if _under_torchrun():
@@ -65,7 +68,15 @@ def launch(
     else:
         main_func(*args)
         return
-    main_func(*args)
+    _call_and_leave(main_func, args)
+
+
+def _call_and_leave(main_func: Callable[..., Any], args: Sequence[Any]) -> None:
+    try:
+        main_func(*args)
+    except TrainingPreempted:  # In all processes. Those that end first can make what has started them end the others.
+        comm.leave()
+        raise
     comm.leave()
 
 
@@ -89,9 +100,11 @@ def _start_processes(
             while not processes.join():
                 pass
     except (mp.ProcessRaisedException, mp.ProcessExitedException) as failure:
-        if errors.empty():
-            raise
-        raise errors.get() from failure
+        if not errors.empty():
+            raise errors.get() from failure
+        if isinstance(failure, mp.ProcessExitedException) and failure.exit_code > 0:
+            raise SystemExit(failure.exit_code) from None
+        raise
 
 
 def _worker(
@@ -107,31 +120,25 @@ def _worker(
 ) -> None:
     try:
         _init_process_group(local_rank, num_local, timeout, url, world_size, machine_rank * num_local + local_rank)
-        main_func(*args)
+        _call_and_leave(main_func, args)
     except DetlibError as error:  # The parent raises it, so that a user's mistake looks the same in 1 or 8 processes.
         errors.put(error)
         raise
-    comm.leave()
 
 
 @contextmanager
 def _passing_on_signals(pids: Sequence[int]) -> Iterator[None]:
-    """Send SIGTERM on to processes, and let them answer SIGINT, instead of ending before they have saved."""
+    """Send signals that end a program on to the processes, instead of ending before they have saved."""
 
     def pass_on(number: int, frame: Any) -> None:
         for pid in pids:
             with suppress(ProcessLookupError):  # It has ended already.
                 os.kill(pid, number)
 
-    def leave_to_them(number: int, frame: Any) -> None:
-        # Ctrl-C in a terminal reaches them, too; sent on, it would count as a second one, upon which they save nothing.
-        logger.warning("Interrupted; waiting for the processes to end. Press Ctrl-C again to end them at once.")
-
     if threading.current_thread() is not threading.main_thread():  # Python admits handlers nowhere else.
         yield
         return
-    handlers = {signal.SIGTERM: pass_on, signal.SIGINT: leave_to_them}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         yield
     finally:
@@ -146,7 +153,11 @@ def _under_torchrun() -> bool:
 def _join_torchrun(timeout: timedelta) -> None:
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     _check_devices(local_size)
-    _init_process_group(int(os.environ["LOCAL_RANK"]), local_size, timeout)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    # After a restart it is the same store, and still has the addresses of those that died.
+    life = f"life_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}_of_{world_size}"
+    store = dist.PrefixStore(life, store)
+    _init_process_group(int(os.environ["LOCAL_RANK"]), local_size, timeout, store, world_size, rank)
 
 
 def _join_slurm(task: SlurmTask, dist_url: str | None, timeout: timedelta) -> None:
@@ -163,20 +174,22 @@ def _init_process_group(
     local_rank: int,
     num_local: int,
     timeout: timedelta,
-    url: str = "env://",
-    world_size: int = -1,
-    rank: int = -1,
+    place: str | dist.Store,
+    world_size: int,
+    rank: int,
     device: int | None = None,
 ) -> None:
+    """Joins the others at an address, or in a store."""
     use_cuda = torch.cuda.is_available()
     if use_cuda:
         torch.cuda.set_device(local_rank if device is None else device)
+    where = {"init_method": place} if isinstance(place, str) else {"store": place}
     try:
         dist.init_process_group(
-            "nccl" if use_cuda else "gloo", init_method=url, world_size=world_size, rank=rank, timeout=timeout
+            "nccl" if use_cuda else "gloo", **where, world_size=world_size, rank=rank, timeout=timeout
         )
     except Exception:
-        logger.error("Process %d could not reach the others at %s.", rank, url)
+        logger.error("Process %d could not reach the others at %s.", rank, place)
         raise
     comm.create_local_process_group(num_local)
     comm.synchronize()
