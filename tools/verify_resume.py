@@ -11,6 +11,7 @@ import os
 import random
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -81,7 +82,7 @@ def parse_args() -> argparse.Namespace:
         "--kills",
         default="between,step,write",
         metavar="PLACES",
-        help="where a run is killed, of between (steps), step (in it), write (of a checkpoint); or none (default: each)",
+        help="where a run is killed: between steps, in a step, in the write of a checkpoint; or none (default: each)",
     )
     parser.add_argument(
         "--workers",
@@ -128,12 +129,11 @@ def verify(args: argparse.Namespace, folder: Path) -> list[Verification]:
     reference, killed = (Training(args, folder / name, cfg.SEED) for name in ("uninterrupted", "killed"))
     print(f"Uninterrupted, {args.iters} iterations:", flush=True)
     reference.start(workers[0])
-    seconds = [line["seconds"] for line in read_records(reference.records)[0].values()]
-    kills = plan_kills(args, sorted(seconds)[len(seconds) // 2])
+    kills = plan_kills(args, seconds_per_iteration(reference.folder))
     print(f"With {len(kills)} kills:", flush=True)
     for i, kill in enumerate([*kills, None]):
         killed.start(workers[i % len(workers)], kill)
-    return [*compare_records(reference.records, killed.records), *compare_checkpoints(reference, killed)]
+    return compare_runs(reference.folder, killed.folder)
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -145,6 +145,15 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
 def default_workers(cfg: CfgNode) -> str:
     return f"{cfg.DATALOADER.NUM_WORKERS},0,{cfg.DATALOADER.NUM_WORKERS + 1}"
+
+
+def seconds_per_iteration(folder: Path) -> float:
+    return statistics.median(line["seconds"] for line in read_records(folder)[0].values())
+
+
+def last_checkpoint(folder: Path) -> str:
+    path = folder / "last_checkpoint"
+    return path.read_text().strip() if path.exists() else ""
 
 
 def plan_kills(args: argparse.Namespace, seconds: float) -> list[Kill]:
@@ -176,13 +185,12 @@ class Training:
                 starts none, as all has to come from the checkpoint.
         """
         self.folder = folder
-        self.records = folder / "records"
         self._args = args
         self._seed = seed
 
     def start(self, num_workers: int, kill: Kill | None = None) -> None:
         """Trains, from the last checkpoint if there is one, to the end or until the kill."""
-        resumed_from = self.last_checkpoint()
+        resumed_from = last_checkpoint(self.folder)
         command = self._command(num_workers, kill, anew=not resumed_from)
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "output.txt", "a") as output:
@@ -190,10 +198,6 @@ class Training:
             # A session of its own, so that a kill takes all its processes with it, as a power cut does.
             done = subprocess.run(command, stdout=output, stderr=output, start_new_session=True, check=False)
         self._report(num_workers, kill, resumed_from, done.returncode)
-
-    def last_checkpoint(self) -> str:
-        path = self.folder / "last_checkpoint"
-        return path.read_text().strip() if path.exists() else ""
 
     def _command(self, num_workers: int, kill: Kill | None, anew: bool) -> list[str]:
         args = self._args
@@ -212,7 +216,7 @@ class Training:
             last.append("SEED=1")
         kill_option = ["--kill", json.dumps(kill)] if kill else []
         return [
-            *(sys.executable, os.path.abspath(__file__), "--record", str(self.records), "--program", args.program),
+            *(sys.executable, os.path.abspath(__file__), "--record", str(self.folder), "--program", args.program),
             *(*kill_option, "--config-file", args.config_file, "--num-gpus", str(args.num_gpus), "--resume"),
             *(*ours, *args.opts, *last),
         ]
@@ -221,7 +225,7 @@ class Training:
         killed = kill is not None and status == -signal.SIGKILL
         if status and not killed:
             raise DetlibError(f"the training failed with exit status {status}; see {self.folder / 'output.txt'}")
-        records = read_records(self.records)
+        records = read_records(self.folder)
         last = max(records[0]) if records else None
         end = "ended" if not killed else f"killed ({kill.place}), iteration {last} was the last to finish"
         print(f"  from {resumed_from or 'the start'}, {num_workers} workers: {end}", flush=True)
@@ -230,23 +234,27 @@ class Training:
 # A run
 
 
-def run_recorded() -> None:
-    """What a subprocess does: the training program with two hooks more."""
+def run_recorded(trouble: HookBase | None = None) -> None:
+    """What a subprocess does: the training program with two hooks more.
+
+    Args:
+        trouble: the second one; None for the kill of the command line, if there is one.
+    """
     parser = default_argument_parser()
     parser.add_argument("--record")
     parser.add_argument("--program")
     parser.add_argument("--kill", type=lambda text: Kill(*json.loads(text)))
     args = parser.parse_args()
-    launch(train_recorded, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+    launch(train_recorded, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args, trouble))
 
 
-def train_recorded(args: argparse.Namespace) -> None:
+def train_recorded(args: argparse.Namespace, trouble: HookBase | None) -> None:
     program = load_program(args.program)
 
     class Trainer(program.Trainer):
         def build_hooks(self) -> list[HookBase | None]:
             killer = Killer(args.kill, self.cfg.OUTPUT_DIR) if args.kill else None
-            return [RunRecorder(args.record), *super().build_hooks(), killer]
+            return [RunRecorder(args.record), *super().build_hooks(), trouble or killer]
 
     program.Trainer = Trainer
     program.main(args)
@@ -303,9 +311,14 @@ def kill_run() -> None:
 # Comparison
 
 
-def compare_records(reference: Path, killed: Path) -> Iterator[Verification]:
+def compare_runs(reference: Path, other: Path) -> list[Verification]:
+    """What differs between the trainings in two folders."""
+    return [*compare_records(reference, other), *compare_checkpoints(reference, other)]
+
+
+def compare_records(reference: Path, other: Path) -> Iterator[Verification]:
     """What the iterations of both runs saw and made, in the order in which it comes within an iteration."""
-    pairs = list(zip(read_records(reference), read_records(killed), strict=True))
+    pairs = list(zip(read_records(reference), read_records(other), strict=True))
     for what in ("samples", "batch", "losses", "weights", "random"):
         differences = []
         for rank, (expected, found) in enumerate(pairs):
@@ -317,11 +330,10 @@ def compare_records(reference: Path, killed: Path) -> Iterator[Verification]:
         yield Verification(f"{what} of each iteration", sum(len(record) for record, _ in pairs), differences)
 
 
-def compare_checkpoints(reference: Training, killed: Training) -> Iterator[Verification]:
+def compare_checkpoints(reference: Path, other: Path) -> Iterator[Verification]:
     states = []
-    for training in (reference, killed):
-        path = training.folder / training.last_checkpoint()
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    for folder in (reference, other):
+        state = torch.load(folder / last_checkpoint(folder), map_location="cpu", weights_only=True)
         states.append(dict(flatten({key: value for key, value in state.items() if key not in NOT_COMPARED})))
     expected, found = states
     differences: dict[str, list[str]] = {}
