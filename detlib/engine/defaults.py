@@ -4,6 +4,7 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -16,8 +17,10 @@ from detlib.data import MetadataCatalog, build_detection_test_loader, build_dete
 from detlib.data.datasets.register import register_datasets
 from detlib.engine import hooks
 from detlib.engine.clustering_hook import build_clustering_hook
+from detlib.engine.evaluation_hooks import build_selection
+from detlib.engine.evaluation_record import EvaluationRecord
 from detlib.engine.predictor import DefaultPredictor
-from detlib.engine.schedule import auto_scale_workers, uses_epochs, with_iterations
+from detlib.engine.schedule import auto_scale_workers, num_samples_of, uses_epochs, with_iterations
 from detlib.engine.setup import (
     check_num_classes,
     create_ddp_model,
@@ -36,6 +39,7 @@ from detlib.evaluation import (
     print_csv_format,
     verify_results,
 )
+from detlib.evaluation.validation_loss import build_validation_loader, check_validation_loss, evaluate_losses
 from detlib.modeling import build_model
 from detlib.modeling.self_supervised import SelfSupModel
 from detlib.solver import build_lr_scheduler, build_optimizer
@@ -79,6 +83,7 @@ class DefaultTrainer(TrainerBase):
     data_loader = _attribute_of_trainer("data_loader")
     optimizer = _attribute_of_trainer("optimizer")
     last_batch = _attribute_of_trainer("last_batch")
+    accumulation_steps = _attribute_of_trainer("accumulation_steps")
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
@@ -168,7 +173,7 @@ class DefaultTrainer(TrainerBase):
             self._trainer.gather_states()
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Timing, rate, labels, batch-norm statistics, checkpoints, evaluation, drawings, warning, bar, writers.
+        """Timing, rate, labels, batch-norm statistics, checkpoints, evaluation, drawings, warnings, bar, writers.
 
         The order counts: labels and statistics before checkpoints before evaluation, and writers at the end, to write
         it all.
@@ -182,9 +187,10 @@ class DefaultTrainer(TrainerBase):
             self._build_precise_bn() if cfg.TEST.PRECISE_BN.ENABLED else None,
             hooks.GatherStates(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+            *self._build_evaluation(),
             *(self._build_drawings() if cfg.VIS_PERIOD > 0 and main else ()),
             hooks.CollapseWarning() if main and isinstance(unwrap_model(self.model), SelfSupModel) else None,
+            hooks.DataWaitWarning(cfg.DATALOADER.NUM_WORKERS) if main else None,
             hooks.ProgressBar() if main else None,
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
         ]
@@ -213,6 +219,11 @@ class DefaultTrainer(TrainerBase):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
         return build_detection_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_validation_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
+        """The loader of TEST.VALIDATION_LOSS: a test dataset with its annotations."""
+        return build_validation_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -277,9 +288,27 @@ class DefaultTrainer(TrainerBase):
         """
         return auto_scale_workers(cfg, num_workers)
 
+    def _weights_for_evaluation(self) -> AbstractContextManager[Any]:
+        """A context in which the model has the weights that are evaluated."""
+        return nullcontext()
+
     def _evaluate(self) -> Mapping[str, Any]:
-        self._last_eval_results = self.test(self.cfg, self.model)
-        return self._last_eval_results
+        with self._weights_for_evaluation():
+            results = self.test(self.cfg, self.model)
+            if self.cfg.TEST.VALIDATION_LOSS:
+                losses = evaluate_losses(self.cfg, unwrap_model(self.model), self.build_validation_loader)
+                results = {**results, **losses} if len(self.cfg.DATASETS.TEST) == 1 else _merged(results, losses)
+        self._last_eval_results = results
+        return results
+
+    def _build_evaluation(self) -> list[HookBase | None]:
+        cfg = self.cfg
+        if cfg.TEST.VALIDATION_LOSS:
+            check_validation_loss(cfg, unwrap_model(self.model))
+        num_samples = num_samples_of(self.data_loader)
+        record = EvaluationRecord(cfg.OUTPUT_DIR, num_samples and num_samples / cfg.SOLVER.IMS_PER_BATCH)
+        evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate, record=record)
+        return [evaluation, *build_selection(cfg, self.checkpointer, self._weights_for_evaluation)]
 
     def _build_precise_bn(self) -> HookBase:
         cfg = self.cfg.clone()
@@ -295,6 +324,12 @@ class DefaultTrainer(TrainerBase):
         if tapped := getattr(unwrap_model(self.model), "tapped_modules", []):
             drawings.append(hooks.VisualizeFeatures(cfg.VIS_PERIOD, tapped, cfg.OUTPUT_DIR, cfg.INPUT.FORMAT))
         return drawings
+
+
+def _merged(results: Mapping[str, Any], losses: Mapping[str, Any]) -> dict[str, Any]:
+    """Results of several datasets with the losses on them, and what these have beside."""
+    joined = {name: {**metrics, **losses.get(name, {})} for name, metrics in results.items()}
+    return {**joined, **{name: value for name, value in losses.items() if name not in joined}}
 
 
 def _warn_of_frozen_layers(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fvcore.common.checkpoint import Checkpointer
 
+from detlib.config import CfgNode
 from detlib.engine.evaluation_record import EvaluationRecord, is_improvement, less_is_better
 from detlib.engine.trainer_base import HookBase, TrainerBase, is_due, is_finished, is_last_step
 from detlib.evaluation.testing import flatten_results_dict
@@ -17,7 +18,7 @@ from detlib.utils import comm
 from detlib.utils.env import preserved_random_states
 from detlib.utils.errors import ConfigError
 
-__all__ = ["BestCheckpointer", "EarlyStopping", "EvalHook"]
+__all__ = ["BestCheckpointer", "EarlyStopping", "EvalHook", "build_selection"]
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +170,7 @@ class BestCheckpointer(HookBase):
         if found is None or not math.isfinite(found[0]):
             return
         metric, iteration = found
+        iteration = min(iteration, self.trainer.max_iter - 1)  # That which was finished last, also after the training.
         if is_improvement(metric, self.best_metric, _is_less_better(self._mode, self._val_metric)):
             logger.info("Best %s so far: %.4f in iteration %d.", self._val_metric, metric, iteration)
             self.best_metric, self.best_iter = float(metric), iteration
@@ -272,6 +274,32 @@ class EarlyStopping(HookBase):
     def _is_to_stop(self) -> bool:
         """The same in all processes, as they wait for each other in the next step."""
         return comm.all_gather(self._state["num_without"] >= self._patience)[0]
+
+
+def build_selection(
+    cfg: CfgNode, checkpointer: Checkpointer, weights: Callable[[], AbstractContextManager[Any]] = nullcontext
+) -> list[HookBase | None]:
+    """The hooks of TEST.BEST and TEST.EARLY_STOPPING.
+
+    Args:
+        weights: see :class:`BestCheckpointer`.
+    """
+    period, best, stopping = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST, cfg.TEST.EARLY_STOPPING
+    saved = checkpointer if comm.is_main_process() else None
+    selection: list[HookBase | None] = []
+    # With a single evaluation, at the end, the best model is the final one.
+    if best.METRIC != "none" and period > 0 and saved is not None:
+        selection.append(BestCheckpointer(period, saved, best.METRIC, best.MODE, weights=weights))
+    if stopping.PATIENCE:
+        if period <= 0:
+            raise ConfigError(
+                f"TEST.EARLY_STOPPING.PATIENCE is {stopping.PATIENCE} evaluations, but the only one is at the end: set "
+                "TEST.EVAL_PERIOD or TEST.EVAL_EPOCHS"
+            )
+        metric = "" if best.METRIC == "none" else best.METRIC
+        options = {"patience": stopping.PATIENCE, "min_delta": stopping.MIN_DELTA}
+        selection.append(EarlyStopping(period, saved, metric, best.MODE, **options))
+    return selection
 
 
 def is_evaluated(trainer: TrainerBase, iteration: int) -> bool:

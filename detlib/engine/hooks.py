@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import logging
 import math
+import os
 import shutil
 import sys
 import time
@@ -17,7 +18,7 @@ from fvcore.common.timer import Timer
 from torch.optim import Optimizer
 
 from detlib.engine.clustering_hook import ClusteringHook
-from detlib.engine.evaluation_hooks import BestCheckpointer, EvalHook
+from detlib.engine.evaluation_hooks import BestCheckpointer, EarlyStopping, EvalHook
 from detlib.engine.feature_hook import VisualizeFeatures
 from detlib.engine.model_hooks import (
     AutogradProfiler,
@@ -31,6 +32,7 @@ from detlib.engine.train_loop import HookBase, is_due, is_last_step
 from detlib.solver import LRMultiplier
 from detlib.solver import LRScheduler as _TorchLRScheduler
 from detlib.utils import comm
+from detlib.utils.event_writers import waiting_share
 from detlib.utils.events import EventWriter
 
 __all__ = [
@@ -39,6 +41,8 @@ __all__ = [
     "CallbackHook",
     "ClusteringHook",
     "CollapseWarning",
+    "DataWaitWarning",
+    "EarlyStopping",
     "EvalHook",
     "GatherStates",
     "IterationTimer",
@@ -92,7 +96,9 @@ class CallbackHook(HookBase):
 
 
 class IterationTimer(HookBase):
-    """Stores the seconds of each iteration as "time", and logs a summary at the end.
+    """Stores the seconds of each iteration as "time" and the images of all processes as "images_per_second".
+
+    At the end, it logs a summary.
 
     Register it first, so that the other hooks count as hooks and not as part of the iteration.
     """
@@ -132,7 +138,10 @@ class IterationTimer(HookBase):
     def after_step(self) -> None:
         num_done = self.trainer.iter - self.trainer.start_iter + 1
         if num_done >= self._warmup_iter:
-            self.trainer.storage.put_scalars(time=self._step_timer.seconds())
+            seconds = self._step_timer.seconds()
+            self.trainer.storage.put_scalars(time=seconds)
+            if (num_images := _num_images(self.trainer)) and seconds > 0:
+                self.trainer.storage.put_scalars(images_per_second=num_images / seconds)
             self._total_timer.pause()
         else:
             self._restart()
@@ -141,6 +150,47 @@ class IterationTimer(HookBase):
         self._start_time = time.perf_counter()
         self._total_timer.reset()
         self._total_timer.pause()
+
+
+class DataWaitWarning(HookBase):
+    """Says, once, when the model has waited for data for a large part of the time.
+
+    Register it after the :class:`IterationTimer`, in the main process.
+    """
+
+    def __init__(self, num_workers: int, period: int = 100, max_share: float = 0.3) -> None:
+        """
+        Args:
+            num_workers: DATALOADER.NUM_WORKERS.
+            period: how many iterations are looked at together.
+            max_share: of the time, from which on it is said.
+        """
+        self._num_workers = num_workers
+        self._period = period
+        self._max_share = max_share
+        self._has_warned = False
+
+    def after_step(self) -> None:
+        if self._has_warned or not is_due(self, self._period):
+            return
+        share = waiting_share(self.trainer.storage, self._period)
+        if share is None or share <= self._max_share:
+            return
+        self._has_warned = True
+        cores, processes = _num_cores(), comm.get_local_size()
+        if self._num_workers * processes < cores:
+            advice = f"Raise DATALOADER.NUM_WORKERS from {self._num_workers}"
+        else:
+            advice = f"DATALOADER.NUM_WORKERS is {self._num_workers}, as many as there are cores, so more hardly help"
+        logger.warning(
+            "%.0f %% of the time of the last iterations was waiting for data. %s (this machine has %d cores for %d "
+            "processes that train, each with its own workers); store images no larger than INPUT.MIN_SIZE_TRAIN asks "
+            "for, on a local disk; or use cheaper augmentations.",
+            100 * share,
+            advice,
+            cores,
+            processes,
+        )
 
 
 class PeriodicWriter(HookBase):
@@ -284,6 +334,18 @@ class ProgressBar(HookBase):
             self._bar.close()
             self._bar = None
         self._redirection.close()
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _num_images(trainer: Any) -> int:
+    """Of all processes in this iteration; 0 for a trainer that does not tell."""
+    batch = getattr(trainer, "last_batch", None)
+    if not isinstance(batch, (list, tuple)):
+        return 0
+    return len(batch) * getattr(trainer, "accumulation_steps", 1) * comm.get_world_size()
 
 
 def _duration(seconds: float) -> str:

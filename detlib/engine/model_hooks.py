@@ -4,7 +4,7 @@ import itertools
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from detlib.data.catalog import Metadata
 from detlib.engine.train_loop import HookBase, TrainerBase
 from detlib.engine.training_state import TrainingState, unwrap_model
 from detlib.evaluation.evaluator import inference_context
+from detlib.utils.env import preserved_random_states, seed_all_generators
 from detlib.utils.events import EventStorage
 from detlib.utils.file_io import PathManager
 from detlib.visualization import Visualizer, readable_scale
@@ -36,7 +37,8 @@ logger = logging.getLogger(__name__)
 class PreciseBN(HookBase):
     """Replaces the running statistics of batch norm by true averages over ``num_iter`` batches.
 
-    From "Rethinking Batch in BatchNorm", section 3. Register it before the hooks that save or evaluate.
+    From "Rethinking Batch in BatchNorm", section 3. Register it before the hooks that save or evaluate. The batches are
+    the first of the loader each time, so that they do not depend on whether the training was resumed.
     """
 
     def __init__(self, period: int, model: nn.Module, data_loader: Iterable, num_iter: int) -> None:
@@ -52,7 +54,6 @@ class PreciseBN(HookBase):
         self._model = model
         self._data_loader = data_loader
         self._num_iter = num_iter
-        self._batches: Iterator | None = None
         self._disabled = not get_bn_modules(model)
         if self._disabled:
             logger.info("PreciseBN has nothing to do: the model has no batch norm layer in training mode.")
@@ -68,15 +69,27 @@ class PreciseBN(HookBase):
             return
         from fvcore.nn.precise_bn import update_bn_stats
 
-        if self._batches is None:
-            self._batches = iter(self._data_loader)
         logger.info("Collecting batch norm statistics over %d batches.", self._num_iter)
-        # Only batch norm may change: neither metrics nor running values of the losses.
+        # Only batch norm may change: neither metrics nor running values of the losses, nor random numbers to come.
         training_state = TrainingState(self._model)
         before = training_state.state_dict()
-        with EventStorage():
-            update_bn_stats(self._model, itertools.islice(self._batches, self._num_iter), self._num_iter)
+        number = 0 if self.trainer is None else self.trainer.iter + 1
+        if hasattr(self._data_loader, "restart"):
+            self._data_loader.restart(number)
+        with EventStorage(), preserved_random_states():
+            seed_all_generators(number)
+            batches = itertools.islice(iter(self._data_loader), self._num_iter)
+            update_bn_stats(self._model, batches, self._num_iter)
         training_state.load_state_dict(before)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seeds of the loader."""
+        state = self._data_loader.state_dict() if hasattr(self._data_loader, "state_dict") else {}
+        return {"data_loader": state} if state and not self._disabled else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if hasattr(self._data_loader, "load_state_dict"):
+            self._data_loader.load_state_dict(state_dict["data_loader"])
 
 
 class TorchProfiler(HookBase):
@@ -269,7 +282,7 @@ class VisualizePredictions(HookBase):
         model = unwrap_model(self.trainer.model)
         # Without the original size, results stay at the size of the image that is drawn on.
         sample = {name: value for name, value in sample.items() if name not in ("height", "width")}
-        with inference_context(model), torch.no_grad(), EventStorage():
+        with inference_context(model), torch.no_grad(), EventStorage(), preserved_random_states():
             return model([sample])[0]
 
     def _draw_truth(self, visualizer: Visualizer, sample: dict[str, Any]) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from detlib.config import build_component
 from detlib.utils.errors import ConfigAssertionError, ConfigError
@@ -31,14 +31,15 @@ def build_batch_augment(nodes: Sequence[Any], probs: Sequence[float] = ()) -> "R
     return RandomBatchAugment(build_component(BATCH_AUGMENT_REGISTRY, nodes), probs) if nodes else None
 
 
-class RandomBatchAugment:
-    """One of several mixtures for each batch, or none."""
+class RandomBatchAugment(nn.Module):
+    """One of several mixtures for each batch, or none; none in evaluation mode."""
 
     def __init__(self, augments: Sequence[BatchAugment], probs: Sequence[float] = ()) -> None:
         """
         Args:
             probs: of each; what they lack of 1 is the probability of no change. Empty for equal ones.
         """
+        super().__init__()
         if probs and len(probs) != len(augments):
             raise ConfigError(f"{len(probs)} probabilities are given for {len(augments)} batch augmentations")
         probs = probs or [1 / len(augments)] * len(augments)
@@ -47,7 +48,9 @@ class RandomBatchAugment:
         self.augments = augments
         self.probs = torch.tensor([*probs, max(0.0, 1 - sum(probs))])
 
-    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            return images, targets
         drawn = int(torch.multinomial(self.probs, 1))
         return self.augments[drawn](images, targets) if drawn < len(self.augments) else (images, targets)
 

@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from detlib.utils.file_io import PathManager
 
 __all__ = ["draw_curves", "read_metrics"]
@@ -87,16 +89,19 @@ def _draw(axes: Any, lines: Sequence[Mapping[str, float]], name: str, is_result:
     points = [(line["iteration"], line[name]) for line in lines if name in line]
     points = points[:: max(len(points) // MAX_POINTS, 1)]
     thick = name in ("total_loss", "validation_loss")
-    axes.plot(*zip(*points), label=name, marker="o" if is_result else None, markersize=3, linewidth=2 if thick else 1)
+    iterations, values = np.array(points).T
+    axes.plot(
+        iterations, values, label=name, marker="o" if is_result else None, markersize=3, linewidth=2 if thick else 1
+    )
 
 
 def _finish(axes: Any, title: str) -> None:
     axes.set_title(title)
     axes.set_xlabel("iteration")
     axes.grid(alpha=0.3)
-    if title == "losses":
-        axes.set_yscale("log")
-    else:
+    if title != "losses":
         axes.set_ylim(bottom=0)
+    elif all((line.get_ydata() > 0).any() for line in axes.lines):
+        axes.set_yscale("log")
     if title in ("losses", "results"):
         axes.legend(fontsize="small")
