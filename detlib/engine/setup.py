@@ -19,6 +19,7 @@ from torch.utils.data import IterableDataset
 from detlib.config import CfgNode, import_custom_modules, set_global_cfg
 from detlib.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detlib.data.datasets.register import register_datasets
+from detlib.engine.fsdp import is_sharded
 from detlib.modeling.meta_arch.build import ClassOption, class_options
 from detlib.modeling.self_supervised import MEMORY_REGISTRY
 from detlib.utils import comm
@@ -149,13 +150,13 @@ def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventW
 
 
 def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any) -> nn.Module:
-    """``DistributedDataParallel`` around the model, or the model itself if there is one process.
+    """``DistributedDataParallel`` around the model; the model itself if there is one process, or FSDP deals it out.
 
     Args:
         fp16_compression: send gradients in half precision.
         kwargs: of ``DistributedDataParallel``. A model may say that it ``has_unused_parameters`` in some batches.
     """
-    if comm.get_world_size() == 1:
+    if comm.get_world_size() == 1 or is_sharded(model):
         return model
     kwargs.setdefault("find_unused_parameters", getattr(model, "has_unused_parameters", False))
     device = next(model.parameters()).device
