@@ -8,7 +8,6 @@ of it leave of its polygon, as in ``instanceIds``.
 
 import argparse
 import functools
-import json
 import logging
 import multiprocessing
 import os
@@ -20,6 +19,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from detlib.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from detlib.data.datasets.coco_values import polygon_problem, short, size_problem
+from detlib.data.datasets.json_files import read_json
 from detlib.data.datasets.mask_outlines import mask_to_polygons
 from detlib.data.image_reading import open_image
 from detlib.data.label_maps import read_label_map
@@ -159,17 +160,23 @@ Object = tuple[np.ndarray, tuple[int, int], int, bool]
 def _objects_of_json(file: CityscapesFiles) -> tuple[tuple[int, int], list[Object]]:
     if not PathManager.isfile(file.polygons):
         raise MissingFileError(f"annotation file {file.polygons!r} does not exist; unpack gtFine_trainvaltest.zip")
-    with PathManager.open(file.polygons, "r") as stream:
-        try:
-            content = json.load(stream)
-            size = (content["imgHeight"], content["imgWidth"])
-            polygons = [
-                (o["label"], np.array(o["polygon"], dtype=np.int64).reshape(-1, 2))
-                for o in content["objects"]
-                if o["label"] not in NEVER_DRAWN and not o.get("deleted") and len(o["polygon"]) >= 3
-            ]
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise DatasetError(f"{file.polygons} is not in Cityscapes' format: {error!r}") from error
+    content = read_json(file.polygons)
+    try:
+        size = (content["imgHeight"], content["imgWidth"])
+        polygons = [
+            (str(o["label"]), np.array(o["polygon"], dtype=np.int64).reshape(-1, 2))
+            for o in content["objects"]
+            if o["label"] not in NEVER_DRAWN and not o.get("deleted") and len(o["polygon"]) >= 3
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DatasetError(f"{file.polygons} is not in Cityscapes' format: {error!r}") from error
+    problem = size_problem(list(size))
+    if problem:
+        raise DatasetError(f"{file.polygons} has the size {short(size)}, {problem}")
+    for label, polygon in polygons:
+        problem = polygon_problem(polygon.reshape(-1).tolist())
+        if problem:
+            raise DatasetError(f"{file.polygons}: a polygon of {label!r} {problem}")
     # What comes later lies in front. Pillow drew the maps of the download, so that the pixels are the same.
     canvas = Image.new("I", size[::-1], -1)
     draw = ImageDraw.Draw(canvas)

@@ -10,12 +10,14 @@ from detlib.utils.errors import DatasetError
 
 __all__ = [
     "are_numbers",
+    "check_colors",
     "check_entries",
     "check_one_kind_of_ids",
     "is_box",
     "polygon_problem",
     "rle_problem",
     "short",
+    "size_problem",
 ]
 
 Entry = dict[str, Any]
@@ -58,7 +60,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("id", "image_id", "category_id"), (_is_id, "a number or a string")),
     **dict.fromkeys(("height", "width"), (_is_size, "a whole number of pixels")),
     "name": (lambda value: isinstance(value, str | int | float), "a string"),
-    "iscrowd": (lambda value: value in (0, 1), "0 or 1"),
+    **dict.fromkeys(("iscrowd", "isthing"), (lambda value: value in (0, 1), "0 or 1")),
 }
 
 
@@ -100,6 +102,17 @@ def check_one_kind_of_ids(entries: list[Entry], kind: str, json_file: str) -> No
         )
 
 
+def check_colors(categories: list[Entry], json_file: str) -> None:
+    """Raise a DatasetError if the "color" of a category, where it has one, is not red, green and blue."""
+    for category in categories:
+        color = category.get("color", [0, 0, 0])
+        if not isinstance(color, list) or len(color) != 3 or not are_numbers(color):
+            raise DatasetError(
+                f"{json_file}: category {short(category['name'])} has the color {short(color)}; expected "
+                "[red, green, blue]"
+            )
+
+
 def polygon_problem(polygon: Any) -> str:
     """Why a polygon [x0, y0, x1, y1, ...] cannot be drawn; empty if it can, or has too few corners to be drawn."""
     if not isinstance(polygon, list):
@@ -119,14 +132,20 @@ def _outline(polygon: list[float]) -> float:
     return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
 
 
+def size_problem(size: Any) -> str:
+    """Why it cannot be the [height, width] of a mask; empty if it can."""
+    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side >= 1 for side in size):
+        return "which is not [height, width] in pixels"
+    return f"more than {_MAX_PIXELS} pixels" if size[0] * size[1] > _MAX_PIXELS else ""
+
+
 def rle_problem(rle: Entry) -> str:
     """Why a run-length encoded mask cannot be decoded; empty if it can. Decoders rely on the sum of the runs."""
     size, counts = rle["size"], rle["counts"]
-    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side >= 1 for side in size):
-        return f"has the 'size' {short(size)}, not [height, width]"
+    problem = size_problem(size)
+    if problem:
+        return f"has the 'size' {short(size)}, {problem}"
     height, width = size
-    if height * width > _MAX_PIXELS:
-        return f"has the 'size' {short(size)}, more than {_MAX_PIXELS} pixels"
     if isinstance(counts, str):
         counts = _runs(counts)
         if counts is None:

@@ -10,7 +10,9 @@ from typing import Any
 from detlib.data.catalog import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets.builtin_meta import categories_with_colors, separated_metadata
 from detlib.data.datasets.coco import load_coco_json
+from detlib.data.datasets.coco_format import check_unique
 from detlib.data.datasets.coco_panoptic import load_coco_panoptic_json
+from detlib.data.datasets.coco_values import check_colors, check_entries
 from detlib.data.datasets.json_files import read_json
 from detlib.utils.errors import DatasetError
 
@@ -93,15 +95,17 @@ def load_panoptic_with_instances(
 
 def _metadata(panoptic_json: str) -> dict[str, Any]:
     content = read_json(panoptic_json)
-    try:
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        colors = categories_with_colors([(c["id"], c["name"], c["isthing"]) for c in categories])
-        return separated_metadata([{**color, **category} for color, category in zip(colors, categories, strict=True)])
-    except (KeyError, TypeError) as error:
+    categories = content.get("categories") if isinstance(content, dict) else None
+    if not isinstance(categories, list):
         raise DatasetError(
-            f"{panoptic_json} is not in COCO's panoptic format ({type(error).__name__}: {error}); expected "
-            "'categories' with id, name and isthing"
-        ) from error
+            f"{panoptic_json} is not in COCO's panoptic format; expected 'categories' with id, name and isthing"
+        )
+    check_entries(categories, frozenset({"id", "name", "isthing"}), "categories", panoptic_json)
+    check_unique(categories, "category", panoptic_json)
+    check_colors(categories, panoptic_json)
+    categories = sorted(categories, key=lambda category: category["id"])
+    colors = categories_with_colors([(c["id"], c["name"], c["isthing"]) for c in categories])
+    return separated_metadata([{**color, **category} for color, category in zip(colors, categories, strict=True)])
 
 
 def _check_things(metadata: dict[str, Any], instances_json: str) -> None:

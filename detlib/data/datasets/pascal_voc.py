@@ -7,6 +7,7 @@ from typing import Any
 
 from detlib.data.catalog import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets.coco_values import are_numbers
+from detlib.data.datasets.image_folder import numbered_lines
 from detlib.data.datasets.paths import Folder
 from detlib.structures import BoxMode
 from detlib.utils.errors import DatasetError, MissingFileError
@@ -109,11 +110,8 @@ def _load(
 ) -> list[dict[str, Any]]:
     """Read a split; read_objects gives what its samples say of the objects in an annotation file."""
     image_set = os.path.join(dirname, "ImageSets", "Main", f"{split}.txt")
-    if not PathManager.isfile(image_set):
-        raise MissingFileError(f"{image_set!r}, the list of images of a VOC split, does not exist; check the folder")
-    with PathManager.open(image_set) as file:
-        # A second column says in the lists of one class whether it is in the image.
-        image_ids = [line.split()[0] for line in file if line.strip()]
+    # A second column says in the lists of one class whether it is in the image.
+    image_ids = [line.split()[0] for _, line in numbered_lines(image_set)]
     category_ids = {name: index for index, name in enumerate(class_names)}
     folders = {name: Folder(os.path.join(dirname, name), image_set, argument="dirname") for name in (XML, IMAGES)}
     samples = []

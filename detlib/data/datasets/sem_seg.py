@@ -6,7 +6,7 @@ from typing import Any
 from detlib.data.catalog import DatasetCatalog, MetadataCatalog
 from detlib.data.datasets.builtin_meta import categories_with_colors
 from detlib.data.datasets.coco import load_sem_seg
-from detlib.data.datasets.coco_values import are_numbers, check_entries, check_one_kind_of_ids, short
+from detlib.data.datasets.coco_values import check_colors, check_entries, check_one_kind_of_ids, short
 from detlib.data.datasets.json_files import read_json
 from detlib.data.datasets.paths import Folder
 from detlib.utils.errors import DatasetError
@@ -125,11 +125,7 @@ def _set_metadata(content: dict[str, Any], dataset_name: str, json_file: str) ->
     ignore_label = content.get("ignore_label", 255)
     if type(ignore_label) is not int:
         raise DatasetError(f"{json_file} has the ignore_label {short(ignore_label)}; expected a whole number")
-    for name, color in zip(names, colors, strict=True):
-        if not isinstance(color, list) or len(color) != 3 or not are_numbers(color):
-            raise DatasetError(
-                f"{json_file}: category {name!r} has the color {short(color)}; expected [red, green, blue]"
-            )
+    check_colors(categories, json_file)
     MetadataCatalog.get(dataset_name).set(stuff_classes=names, stuff_colors=colors, ignore_label=ignore_label)
 
 
