@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.timer import Timer
 from torch.optim import Optimizer
 
+from detlib.engine.checkpoint_hooks import PeriodicCheckpointer
 from detlib.engine.clustering_hook import ClusteringHook
 from detlib.engine.evaluation_hooks import BestCheckpointer, EarlyStopping, EvalHook
 from detlib.engine.feature_hook import VisualizeFeatures
@@ -28,6 +28,7 @@ from detlib.engine.model_hooks import (
     TorchProfiler,
     VisualizePredictions,
 )
+from detlib.engine.preemption_hook import PreemptionHook
 from detlib.engine.train_loop import HookBase, is_due, is_last_step
 from detlib.solver import LRMultiplier
 from detlib.solver import LRScheduler as _TorchLRScheduler
@@ -50,6 +51,7 @@ __all__ = [
     "PeriodicCheckpointer",
     "PeriodicWriter",
     "PreciseBN",
+    "PreemptionHook",
     "ProgressBar",
     "TorchMemoryStats",
     "TorchProfiler",
@@ -233,16 +235,6 @@ class GatherStates(HookBase):
     def after_step(self) -> None:
         if comm.get_world_size() > 1 and (is_last_step(self) or any(is_due(self, period) for period in self._periods)):
             self.trainer.gather_states()
-
-
-class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
-    """fvcore's class of this name as a hook: saves every ``period`` iterations, and a "final" one at the end."""
-
-    def before_train(self) -> None:
-        self.max_iter = self.trainer.max_iter
-
-    def after_step(self) -> None:
-        self.step(self.trainer.iter)
 
 
 class LRScheduler(HookBase):

@@ -15,7 +15,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from detlib.engine.preemption_hook import SIGNALS, TrainingPreempted
-from detlib.engine.preemption_hook import SIGNALS
 from detlib.engine.slurm import SlurmTask, slurm_task
 from detlib.utils import comm
 from detlib.utils.errors import ConfigError, DetlibError

@@ -136,6 +136,8 @@ SOLVER = {
     "RESCALE_INTERVAL": False,
     # Iterations between checkpoints.
     "CHECKPOINT_PERIOD": 5000,
+    # How many of them to keep; 0 for all. With 1, there is none to go back to if the disk damages it.
+    "CHECKPOINT_KEEP": 0,
     # Images per batch, over all processes.
     "IMS_PER_BATCH": 16,
     # In how many parts a batch goes through the model, one after the other, before the optimizer's step. More of them
