@@ -214,12 +214,12 @@ class TrainLoader:
                 loaded = next(parts)
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except (RuntimeError, ConnectionError) as error:
                 raise self._named(error) from error
             self._report(loaded.reports)
             yield loaded
 
-    def _named(self, error: RuntimeError) -> RuntimeError:
+    def _named(self, error: Exception) -> Exception:
         """The error of torch's loader about its workers, with the samples that these were at; others as they are."""
         text = str(error)
         if text.startswith("DataLoader timed out"):
@@ -229,6 +229,9 @@ class TrainLoader:
             )
         elif text.startswith("DataLoader worker (pid"):
             what = f"a worker of the training data died: {text.strip()} Often there was not enough memory"
+        elif self.num_workers > 0 and isinstance(error, ConnectionError) and error.strerror:
+            # Its samples are in memory that is fetched from it; torch does not always know yet that it is gone.
+            what = f"a worker of the training data died: {error.strerror}. Often there was not enough memory"
         else:
             return error
         samples = self.dataset.being_loaded() if isinstance(self.dataset, SampleStream) else []
