@@ -26,6 +26,7 @@ from detlib.evaluation.predictions import (
 )
 from detlib.evaluation.proposal_recall import average_recalls, save_box_proposals
 from detlib.evaluation.tables import class_table, metric_table
+from detlib.evaluation.zero_ap import explain_zero_ap
 from detlib.structures import BoxMode, Instances, RotatedBoxes
 from detlib.utils.errors import ConfigError
 from detlib.utils.file_io import PathManager
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from detlib.evaluation.coco_api import COCOevalMaxDets
 
 __all__ = ["COCOEvaluator", "COCOevalMaxDets", "instances_to_coco_json"]
+
+ZERO_AP50 = 0.1  # Percent; below it, something is wrong.
 
 METRICS = {
     "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -184,7 +187,7 @@ class COCOEvaluator(DatasetEvaluator):
         for task in self._tasks or self._tasks_from_predictions(detections):
             evaluation = self._evaluate_task(task, detections, img_ids)
             self._results[task] = self._derive_coco_results(evaluation, task, self._metadata.get("thing_classes"))
-            self._hint_at_zero(task, len(detections), len(predictions))
+            self._hint_at_zero(task, detections, img_ids)
 
     def _eval_box_proposals(self, predictions: list[dict[str, Any]]) -> None:
         if self._output_dir:
@@ -201,8 +204,6 @@ class COCOEvaluator(DatasetEvaluator):
     def _evaluate_task(self, task: str, detections: list[dict[str, Any]], img_ids: Sequence[int] | None) -> "COCOeval":
         from detlib.evaluation.coco_api import evaluate_on_coco
 
-        if not detections:
-            self._logger.warning("The model predicted nothing on any image of %r", self._dataset_name)
         return evaluate_on_coco(
             self._coco_api,
             detections,
@@ -246,15 +247,12 @@ class COCOEvaluator(DatasetEvaluator):
                 per_class[class_names[class_of[category]]] = float(100 * values.mean()) if values.size else math.nan
         return per_class
 
-    def _hint_at_zero(self, task: str, num_detections: int, num_images: int) -> None:
-        if num_detections >= num_images and self._results[task].get("AP50", 0.0) < 0.01:
-            self._logger.warning(
-                "%s AP is 0 in spite of %d detections. If training went well, the usual causes are classes in another "
-                "order than in training (compare thing_classes of the datasets), boxes in another format or on another "
-                "scale, and inputs normalised in another way (INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD)",
-                task,
-                num_detections,
-            )
+    def _hint_at_zero(self, task: str, detections: list[dict[str, Any]], img_ids: Sequence[int] | None) -> None:
+        ap50 = self._results[task].get("AP50", math.nan)
+        if ap50 >= ZERO_AP50:
+            return
+        reasons = explain_zero_ap(self._coco_api, detections, self._dataset_name, img_ids)
+        self._logger.warning("The AP50 of %s is %.3g. %s", task, ap50, ". ".join(reasons))
 
 
 def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict[str, Any]]:

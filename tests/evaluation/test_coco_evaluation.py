@@ -137,7 +137,7 @@ def test_zero_average_precision_of_many_detections_gets_a_hint(coco_dataset, cap
     name = coco_dataset([1], [annotation(1, 3, [0, 0, 50, 50])])
     results = evaluate(COCOEvaluator(name), {1: detections((0, 0, 50, 50, 0.9, 1))})
     assert results["bbox"]["AP"] == 0
-    assert "classes in another order" in caplog.text
+    assert "car is called cat (1 of 1). So the classes are in another order" in caplog.text
 
 
 def test_evaluation_may_be_restricted_to_some_images(coco_dataset):
