@@ -16,6 +16,7 @@ from detlib.config import CfgNode
 from detlib.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detlib.data.datasets.register import register_datasets
 from detlib.engine import hooks
+from detlib.engine.checkpoint_metadata import checkpoint_metadata
 from detlib.engine.clustering_hook import build_clustering_hook
 from detlib.engine.evaluation_hooks import build_selection
 from detlib.engine.evaluation_record import EvaluationRecord
@@ -107,6 +108,7 @@ class DefaultTrainer(TrainerBase):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # A strong reference would be a cycle that keeps the model in memory after the trainer is gone.
         self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer.metadata = checkpoint_metadata(cfg)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -120,7 +122,7 @@ class DefaultTrainer(TrainerBase):
             resume: use the last checkpoint if there is one.
         """
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
+        if resume and comm.all_gather(self.checkpointer.has_checkpoint())[0]:  # Machines need not share a disk.
             self.start_iter = self.iter + 1  # A checkpoint holds the iteration that was finished.
         elif not self.cfg.MODEL.WEIGHTS:
             _warn_of_frozen_layers(unwrap_model(self.model))
@@ -186,7 +188,8 @@ class DefaultTrainer(TrainerBase):
             build_clustering_hook(cfg, self.model),
             self._build_precise_bn() if cfg.TEST.PRECISE_BN.ENABLED else None,
             hooks.GatherStates(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
-            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
+            self._build_checkpoints() if main else None,
+            hooks.PreemptionHook(self.checkpointer),
             *self._build_evaluation(),
             *(self._build_drawings() if cfg.VIS_PERIOD > 0 and main else ()),
             hooks.CollapseWarning() if main and isinstance(unwrap_model(self.model), SelfSupModel) else None,
@@ -309,6 +312,12 @@ class DefaultTrainer(TrainerBase):
         record = EvaluationRecord(cfg.OUTPUT_DIR, num_samples and num_samples / cfg.SOLVER.IMS_PER_BATCH)
         evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate, record=record)
         return [evaluation, *build_selection(cfg, self.checkpointer, self._weights_for_evaluation)]
+
+    def _build_checkpoints(self) -> HookBase:
+        solver = self.cfg.SOLVER
+        return hooks.PeriodicCheckpointer(
+            self.checkpointer, solver.CHECKPOINT_PERIOD, max_to_keep=solver.CHECKPOINT_KEEP or None
+        )
 
     def _build_precise_bn(self) -> HookBase:
         cfg = self.cfg.clone()
