@@ -15,7 +15,7 @@ from detlib.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMask
 from detlib.utils import comm
 from detlib.utils.errors import CheckpointError, DetlibError, NonFiniteError
 
-from .toy import Batches, toy_trainer
+from .toy import Batches, ToyModel, toy_trainer
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="processes share the CPU only where no GPU is")
 
@@ -183,6 +183,21 @@ def test_state_that_is_too_large_to_be_copied_is_told(cfg, monkeypatch):
     trainer.model.register_forward_pre_hook(count_in_queue)
     trainer.cfg = cfg
     assert "To make this step again (from the changed values of queue)" in str(error_of(trainer))
+
+
+def test_step_that_is_made_again_has_the_same_losses():
+    seen = []
+
+    class Drifting(ToyModel):
+        def forward(self, batch):
+            self.num_calls += 1
+            loss = self.num_calls + torch.rand(()) + (self.weight * batch[0]["x"]).sqrt()
+            seen.append(loss.item())
+            return {"loss": loss}
+
+    text = str(error_of(trainer_of(4, 0, model=Drifting())))
+    assert 2 <= seen[1] < 3
+    assert f"Losses: loss={seen[1]:.4g}." in text
 
 
 def test_fault_that_random_numbers_bring_comes_again():
