@@ -175,6 +175,9 @@ def _save(cfg: CfgNode) -> None:
     if not (cfg.OUTPUT_DIR and comm.is_main_process() and PathManager.exists(path)):
         return
     with PathManager.open(path) as f:
-        first = f.readline()
-    with PathManager.open(path, "w") as f:
-        f.write((first if first.startswith("#") else "") + cfg.dump())
+        old = f.read()
+    command, _, _ = old.partition("\n")
+    new = (f"{command}\n" if command.startswith("#") else "") + cfg.dump()
+    if new != old:  # A restart takes what was saved after this file for its own.
+        with PathManager.open(path, "w") as f:
+            f.write(new)
