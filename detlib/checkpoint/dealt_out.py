@@ -30,14 +30,16 @@ class DealtOut:
     """Collects the parts of all processes, so that the main process can save them, and puts them into what it saves."""
 
     def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """To be called when the training goes on, after which what was gathered is out of date."""
         self._weights: dict[tuple, Tensor] = {}
         self._keys: dict[tuple, str] = {}
         self._folder = ""
         self._digests: dict[str, str] = {}
+
+    def forget(self) -> None:
+        """To be called when the training goes on, after which what was gathered is out of date."""
+        if self._folder and comm.is_main_process():  # What was saved of it has a name of its own.
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self.__init__()
 
     def gather(self, data: dict[str, Any], save_dir: str) -> None:
         """Collect the weights in the main process, and write the rest to a folder; all processes have to call it.

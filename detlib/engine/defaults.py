@@ -18,9 +18,12 @@ from detlib.data.datasets.register import register_datasets
 from detlib.engine import hooks
 from detlib.engine.checkpoint_metadata import checkpoint_metadata
 from detlib.engine.clustering_hook import build_clustering_hook
+from detlib.engine.ema import ModelEMA, build_ema
 from detlib.engine.evaluation_hooks import build_selection
 from detlib.engine.evaluation_record import EvaluationRecord
+from detlib.engine.fsdp import build_for_processes, is_sharded, shard_optimizer_state, whole_weights
 from detlib.engine.predictor import DefaultPredictor
+from detlib.engine.prepare_model import prepare_model
 from detlib.engine.schedule import auto_scale_workers, num_samples_of, uses_epochs, with_iterations
 from detlib.engine.setup import (
     check_num_classes,
@@ -97,8 +100,11 @@ class DefaultTrainer(TrainerBase):
         if uses_epochs(cfg):  # Model, optimizer and schedule are built of iterations, so the data is asked first.
             data_loader = self.build_train_loader(cfg)
             cfg = with_iterations(cfg, data_loader)
-        model = self.build_model(cfg)
+        model = build_for_processes(cfg, self.build_model)
+        prepare_model(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
+        if is_sharded(model):
+            shard_optimizer_state(optimizer)
         if data_loader is None:
             data_loader = self.build_train_loader(cfg)
         check_num_classes(cfg)
@@ -139,6 +145,8 @@ class DefaultTrainer(TrainerBase):
         return self._last_eval_results
 
     def run_step(self) -> None:
+        if is_sharded(self.model):
+            self.checkpointer.dealt_out.forget()
         # The held trainer is part of this loop: every event in it, also after_backward, reaches the same hooks.
         self._trainer._hooks = self._hooks
         self._trainer.storage = self.storage
@@ -155,6 +163,8 @@ class DefaultTrainer(TrainerBase):
                 self._trainer.finish_metrics()
         finally:
             super().after_train()
+            if is_sharded(self.model):
+                self.checkpointer.dealt_out.forget()
 
     def state_dict(self) -> dict[str, Any]:
         inner = self._trainer.state_dict()
@@ -173,9 +183,11 @@ class DefaultTrainer(TrainerBase):
         """See :meth:`SimpleTrainer.gather_states`."""
         if isinstance(self._trainer, SimpleTrainer):
             self._trainer.gather_states()
+        if is_sharded(self.model):
+            self.checkpointer.gather()
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Timing, rate, labels, batch-norm statistics, checkpoints, evaluation, drawings, warnings, bar, writers.
+        """Timing, rate, average, labels, batch-norm statistics, checkpoints, evaluation, drawings, warnings, bar, writers.
 
         The order counts: labels and statistics before checkpoints before evaluation, and writers at the end, to write
         it all.
@@ -185,6 +197,7 @@ class DefaultTrainer(TrainerBase):
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
+            build_ema(cfg, self.checkpointer),
             build_clustering_hook(cfg, self.model),
             self._build_precise_bn() if cfg.TEST.PRECISE_BN.ENABLED else None,
             hooks.GatherStates(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
@@ -293,10 +306,11 @@ class DefaultTrainer(TrainerBase):
 
     def _weights_for_evaluation(self) -> AbstractContextManager[Any]:
         """A context in which the model has the weights that are evaluated."""
-        return nullcontext()
+        averages = [hook for hook in self._hooks if isinstance(hook, ModelEMA)]
+        return averages[0].applied() if averages and self.cfg.MODEL_EMA.USE_FOR_EVAL else nullcontext()
 
     def _evaluate(self) -> Mapping[str, Any]:
-        with self._weights_for_evaluation():
+        with self._weights_for_evaluation(), whole_weights(self.model):
             results = self.test(self.cfg, self.model)
             if self.cfg.TEST.VALIDATION_LOSS:
                 losses = evaluate_losses(self.cfg, unwrap_model(self.model), self.build_validation_loader)
@@ -328,6 +342,9 @@ class DefaultTrainer(TrainerBase):
 
     def _build_drawings(self) -> list[HookBase]:
         cfg = self.cfg
+        if is_sharded(self.model):
+            logger.warning("VIS_PERIOD draws nothing with SOLVER.PARALLEL: fsdp, as no process has the whole model.")
+            return []
         metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
         drawings: list[HookBase] = [hooks.VisualizePredictions(cfg.VIS_PERIOD, cfg.INPUT.FORMAT, metadata)]
         if tapped := getattr(unwrap_model(self.model), "tapped_modules", []):

@@ -52,6 +52,12 @@ Examples:
   on the 8 GPUs of this machine:
       python {prog} --config-file config.yaml --num-gpus 8
       torchrun --nproc-per-node 8 {prog} --config-file config.yaml
+  starting again from the last checkpoint, up to 3 times, when a process dies:
+      torchrun --nproc-per-node 8 --max-restarts 3 {prog} --config-file config.yaml
+  in a job of Slurm, one task per GPU:
+      srun python {prog} --config-file config.yaml
+  with a model that outgrows a GPU:
+      torchrun --nproc-per-node 8 {prog} --config-file config.yaml SOLVER.PARALLEL fsdp
   on two machines with 8 GPUs each:
       (machine 0) python {prog} --config-file config.yaml --num-gpus 8 --num-machines 2 --machine-rank 0 \
                   --dist-url tcp://ADDRESS_OF_MACHINE_0:PORT
@@ -107,12 +113,17 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Prepares the output folder, logs, datasets declared in the config, random numbers and float precision.
 
-    ``OUTPUT_DIR/config.yaml`` gets the full config; an evaluation leaves it alone if it is there.
+    ``OUTPUT_DIR/config.yaml`` gets the full config; an evaluation leaves it alone if it is there. Where torchrun or
+    Slurm has restarted a training that had saved a checkpoint, ``args.resume`` is set.
 
     Args:
         args: of :func:`default_argument_parser`; all are logged.
     """
     rank = comm.get_rank()
+    eval_only = getattr(args, "eval_only", False)
+    num_restarts = 0 if eval_only else _num_restarts()
+    if num_restarts and comm.all_gather(_has_saved(cfg.OUTPUT_DIR))[0]:
+        args.resume = True
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         PathManager.mkdirs(cfg.OUTPUT_DIR)
     for name in ("fvcore", "detlib"):
@@ -121,9 +132,12 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     logger.info("Process %d of %d, started with: %s", rank, comm.get_world_size(), command)
     logger.info("Environment:\n%s", collect_env_info())
     logger.info("Arguments: %s", args)
-    eval_only = getattr(args, "eval_only", False)
+    if num_restarts:
+        resumes = getattr(args, "resume", False)
+        what = "it goes on from its last checkpoint" if resumes else "it had not saved anything, and begins anew"
+        logger.warning("This is restart %d of the training; %s.", num_restarts, what)
     if comm.is_main_process() and cfg.OUTPUT_DIR:
-        _save_config(cfg, command, keep=eval_only)
+        _save_config(cfg, command, keep=eval_only or num_restarts > 0)
     set_global_cfg(cfg)
     import_custom_modules(cfg)
     register_datasets(cfg)
@@ -264,6 +278,17 @@ def run_tool(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # what shells report for it
+
+
+def _num_restarts() -> int:
+    return sum(int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def _has_saved(output_dir: str) -> bool:
+    """Whether there is a checkpoint of this training, and not only of an earlier one in this folder."""
+    config, last = (os.path.join(output_dir, name) for name in ("config.yaml", "last_checkpoint"))
+    # A training begins with writing its config, which its restarts leave alone.
+    return os.path.exists(last) and os.path.exists(config) and os.path.getmtime(last) > os.path.getmtime(config)
 
 
 def _save_config(cfg: CfgNode, command: str, keep: bool) -> None:

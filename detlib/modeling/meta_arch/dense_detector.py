@@ -57,6 +57,11 @@ class DenseDetector(PreprocessesImages, nn.Module):
             pixel_mean, pixel_std, backbone.size_divisibility, backbone.padding_constraints
         )
 
+    @property
+    def has_unused_parameters(self) -> bool:
+        """Whether layers of the backbone get no gradient, since the head does not take all feature maps."""
+        return not set(self.backbone.output_shape()) <= set(self.head_in_features)
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """
         Args:
