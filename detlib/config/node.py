@@ -102,6 +102,7 @@ class CfgNode(_CfgNode):
     @classmethod
     def _load(cls, filename: str, chain: tuple[str, ...]) -> tuple[LocatedDict, list[CustomImport]]:
         name = _tidy(filename)
+        _check_path(filename, chain)
         if _identity(filename) in map(_identity, chain):
             circle = " -> ".join(map(_tidy, (*chain, filename)))
             raise ConfigError(f"config files build on each other in a circle: {circle}")
@@ -124,12 +125,12 @@ class CfgNode(_CfgNode):
         try:
             with cls._open_cfg(filename) as file:
                 return file.read()
-        except OSError as error:
-            named_by = f", which {_tidy(chain[-1])} names under {_BASE}" if chain else ""
-            reason = error.strerror or error
-            raise MissingFileError(f"cannot read the config file {_tidy(filename)}{named_by}: {reason}") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"{_tidy(filename)} is not a text file: {error}") from error
+        except (OSError, ValueError) as error:  # A URL can be malformed.
+            named_by = f", which {_tidy(chain[-1])} names under {_BASE}" if chain else ""
+            reason = getattr(error, "strerror", None) or error
+            raise MissingFileError(f"cannot read the config file {_tidy(filename)}{named_by}: {reason}") from error
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True, import_custom_modules: bool = True) -> None:
         """Set options from a YAML file and the files that it builds on; older versions of the format are upgraded.
@@ -153,7 +154,7 @@ class CfgNode(_CfgNode):
             version = tree.get("VERSION", guess_version(tree))
             if version != LATEST:
                 _logger.warning(f"{cfg_filename} is written in version {version} of the format: reading it as {LATEST}")
-                rename_between(tree, version, LATEST)
+                rename_between(tree, version, LATEST, str(cfg_filename))
         self._merge_root(tree)
 
     def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
@@ -340,6 +341,16 @@ class CfgNode(_CfgNode):
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """Return the config as YAML that reads back to an equal one; arguments are those of `yaml.dump`."""
         return yaml.dump(to_yaml(self), *args, Dumper=_Dumper, **kwargs)
+
+
+def _check_path(filename: str, chain: tuple[str, ...]) -> None:
+    try:
+        is_path = b"\0" not in os.fsencode(filename)
+    except UnicodeEncodeError:
+        is_path = False
+    if not is_path:
+        named_by = f", which {_tidy(chain[-1])} names under {_BASE}," if chain else ""
+        raise ConfigError(f"{filename!r}{named_by} cannot be the name of a file")
 
 
 def _identity(filename: str) -> str:

@@ -9,6 +9,7 @@ import ast
 import logging
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ _logger = logging.getLogger(__name__)
 
 # Far above what configs need, far below what takes time.
 _MAX_VALUES = 100_000  # in a file, with aliases written out
+_MAX_DEPTH = 100  # of brackets
 _MAX_LENGTH = 5000  # characters of an expression
 _MAX_STEPS = 20_000
 _MAX_NUMBER = 1e18
@@ -58,6 +60,7 @@ def load(text: str, name: str) -> Any:
         ConfigError: The text is not YAML, or asks for more than data.
     """
     try:
+        _check_depth(text)
         loader = _Loader(text)
         loader.text, loader.name = text, name
         node = loader.get_single_node()
@@ -69,10 +72,20 @@ def load(text: str, name: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}" if mark else name
         raise ConfigError(f"{place}: not valid YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{name}: not valid YAML: {error}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # PyYAML raises anything for a value that does not fit its tag, as in `!!bool maybe`.
+        reason = error if isinstance(error, yaml.YAMLError | ValueError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{name}: not valid YAML: {reason}") from error
+
+
+def _check_depth(text: str) -> None:
+    """Refuse brackets within brackets beyond measure, for which PyYAML would take minutes before it gave up."""
+    depth = 0
+    for bracket in re.findall(r"[][{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > _MAX_DEPTH:
+            raise yaml.YAMLError(f"brackets are more than {_MAX_DEPTH} levels deep")
 
 
 def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:

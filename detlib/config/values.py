@@ -5,15 +5,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode as _CfgNode
 
+from detlib.config import safe_yaml
 from detlib.config.defaults import DEFAULTS, Parts
 from detlib.utils.errors import ConfigError, ConfigKeyError
 
 __all__ = ["adapt", "check_type", "decode", "lists_mappings", "override", "plain", "to_yaml"]
 
 _NOT_A_LITERAL = object()
+
+_MAX_BITS = 256  # of a whole number
 
 
 def _literal(text: str) -> Any:
@@ -39,8 +41,8 @@ def decode(given: Any, current: Any) -> Any:
     if current is None:
         return given
     try:
-        return yaml.safe_load(given)
-    except yaml.YAMLError:
+        return plain(safe_yaml.load(given, "a value"))
+    except ConfigError:
         return given
 
 
@@ -98,7 +100,9 @@ def _is_plain(value: Any) -> bool:
         return all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
     if isinstance(value, list | tuple):
         return all(_is_plain(part) for part in value)
-    return type(value) in (str, int, float, bool, type(None))
+    if isinstance(value, int):
+        return type(value) in (int, bool) and value.bit_length() <= _MAX_BITS
+    return type(value) in (str, float, type(None))
 
 
 def _name_type(value: Any) -> str:
@@ -114,7 +118,10 @@ def _contents(section: _CfgNode, value: Any) -> str:
 
 
 def _describe(value: Any) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {value!r}"
+    try:
+        return "nothing" if value is None else f"{type(value).__name__} {value!r}"
+    except ValueError:  # Python writes no number of thousands of digits.
+        return f"{type(value).__name__} with a number of thousands of digits"
 
 
 def plain(value: Any) -> Any:

@@ -49,15 +49,29 @@ def guess_version(tree: _Tree) -> int:
     return 1 if any(_find(tree, name) is not None for name in old) else LATEST
 
 
-def rename_between(tree: _Tree, version: int, to_version: int) -> None:
+def rename_between(tree: _Tree, version: int, to_version: int, filename: str = "") -> None:
     """Rename the options of a tree in place and set its VERSION.
 
+    Args:
+        filename: Where the tree is from, for errors.
+
     Raises:
-        ConfigError: There is no such version.
+        ConfigError: There is no such version, or a value is where a section belongs.
     """
+    head = f"{filename}: " if filename else ""
     for number in (version, to_version):
         if number not in (1, LATEST):
-            raise ConfigError(f"config version {number!r} is unknown; detlib knows versions 1 and {LATEST}")
+            raise ConfigError(f"{head}config version {number!r} is unknown; detlib knows versions 1 and {LATEST}")
+    try:
+        _rename(tree, version, to_version)
+    except TypeError as error:  # What should be a section is none.
+        raise ConfigError(
+            f"{head}cannot be read in version {version}, as a value stands for a section: {error}"
+        ) from error
+    tree["VERSION"] = to_version
+
+
+def _rename(tree: _Tree, version: int, to_version: int) -> None:
     if version < to_version:
         for old, new in _RENAMED.items():
             _move(tree, old, new)
@@ -67,7 +81,6 @@ def rename_between(tree: _Tree, version: int, to_version: int) -> None:
             _move(tree, new, old)
         for old, new in _ANCHORS.items():
             _move(tree, f"MODEL.ANCHOR_GENERATOR.{new}", f"MODEL.{_anchor_owner(tree)}.{old}")
-    tree["VERSION"] = to_version
 
 
 def _anchor_owner(tree: _Tree) -> str:
