@@ -2,14 +2,15 @@
 """Train or evaluate a config with the whole loop in sight.
 
 It does what ``train_net.py`` does, with neither trainer nor hooks: a place to start from for training that differs
-in the loop itself. Missing here are mixed precision, precise batch norm statistics and drawings.
+in the loop itself. Missing here are mixed precision, accumulated gradients, averaged weights, precise batch norm
+statistics, drawings, and what follows from evaluations: the best model, early stopping, results.csv and curves.
 """
 
 import argparse
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from detlib.config import CfgNode, get_cfg
 from detlib.config.config import format_with_origins
 from detlib.data import build_detection_test_loader, build_detection_train_loader
 from detlib.engine import default_argument_parser, default_setup, default_writers, launch
+from detlib.engine.prepare_model import prepare_model
+from detlib.engine.schedule import with_iterations
 from detlib.engine.setup import check_num_classes, create_ddp_model, run_tool
 from detlib.engine.train_loop import NonFiniteLossError
 from detlib.engine.training_state import ProcessStates, TrainingState, unwrap_model
@@ -29,6 +32,7 @@ from detlib.evaluation import (
     print_csv_format,
     verify_results,
 )
+from detlib.evaluation.testing import flatten_results_dict
 from detlib.modeling import build_model
 from detlib.modeling.self_supervised import SelfSupModel
 from detlib.solver import build_lr_scheduler, build_optimizer
@@ -42,11 +46,14 @@ logger = logging.getLogger("detlib.plain_train_net")
 WRITE_PERIOD = 20
 
 
-def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
+def do_train(
+    cfg: CfgNode, model: nn.Module, resume: bool = False, data_loader: Iterable | None = None
+) -> Mapping[str, Any]:
+    """Returns the results of the evaluation at the end."""
     model.train()
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
-    data_loader = build_detection_train_loader(cfg)
+    data_loader = build_detection_train_loader(cfg) if data_loader is None else data_loader
     process_states = ProcessStates(model, data_loader)
     checkpointer = DetectionCheckpointer(
         model,
@@ -87,7 +94,7 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
                 storage.put_scalars(total_loss=sum(means.values()), **means)
             if cfg.TEST.EVAL_PERIOD > 0 and done % cfg.TEST.EVAL_PERIOD == 0 and done != max_iter:
                 with preserved_random_states():
-                    do_test(cfg, model)
+                    store_results(storage, do_test(cfg, model))
                 comm.synchronize()
             if done % WRITE_PERIOD == 0 or done == max_iter:
                 for writer in writers:
@@ -95,8 +102,18 @@ def do_train(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
             if done % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or done == max_iter:
                 process_states.gather()
             periodic_checkpointer.step(iteration)
+
+        storage.iter = max_iter
+        results = do_test(cfg, model)
+        store_results(storage, results)
         for writer in writers:
+            writer.write()
             writer.close()
+    return results
+
+
+def store_results(storage: EventStorage, results: Mapping[str, Any]) -> None:
+    storage.put_scalars(smoothing_hint=False, **flatten_results_dict(results))
 
 
 def mean_losses(losses: Mapping[str, Tensor]) -> dict[str, float]:
@@ -141,15 +158,20 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> Mapping[str, Any]:
     cfg = load_config(args)
     default_setup(cfg, args)
+    if cfg.SOLVER.ACCUMULATION_STEPS != 1:
+        raise ConfigError("plain_train_net.py takes a batch at once; set SOLVER.ACCUMULATION_STEPS: 1")
+    if not args.eval_only:
+        data_loader = build_detection_train_loader(cfg)
+        cfg = with_iterations(cfg, data_loader)
     model = build_model(cfg)
     if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume or getattr(model, "part_weights", {})):
         raise ConfigError("--eval-only needs weights: add MODEL.WEIGHTS=FILE, or --resume")
     if args.eval_only:
         DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = do_test(cfg, model)
     else:
-        model = create_ddp_model(model, broadcast_buffers=False)
-        do_train(cfg, model, resume=args.resume)
-    results = do_test(cfg, model)
+        model = create_ddp_model(prepare_model(cfg, model), broadcast_buffers=False)
+        results = do_train(cfg, model, args.resume, data_loader)
     if comm.is_main_process():
         verify_results(cfg, results)
         logger.info("Done. Weights, config, metrics and predictions are in %s", cfg.OUTPUT_DIR)

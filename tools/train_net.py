@@ -18,6 +18,7 @@ from detlib.checkpoint import DetectionCheckpointer
 from detlib.config import CfgNode, get_cfg
 from detlib.config.config import format_with_origins
 from detlib.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
+from detlib.engine.ema import load_averages
 from detlib.engine.setup import run_tool
 from detlib.evaluation import DatasetEvaluator, build_evaluator, verify_results
 from detlib.evaluation.test_time_augmentation import with_test_time_augmentation
@@ -57,12 +58,13 @@ class Trainer(DefaultTrainer):
         built = super().build_hooks()
         if self.cfg.TEST.AUG.ENABLED:
             with_test_time_augmentation(self.cfg, self.model)  # What cannot be done shall fail before training.
-            after_evaluation = 1 + next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-            built.insert(after_evaluation, hooks.EvalHook(0, self._evaluate_with_TTA))
+            place, evaluation = next((i, hook) for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+            built.insert(place + 1, hooks.EvalHook(0, self._evaluate_with_TTA, record=evaluation.record))
         return built
 
     def _evaluate_with_TTA(self) -> Mapping[str, Any]:
-        results = self.test_with_TTA(self.cfg, self.model)
+        with self._weights_for_evaluation():
+            results = self.test_with_TTA(self.cfg, self.model)
         self._last_eval_results = {**(self._last_eval_results or {}), **results}
         return results
 
@@ -105,7 +107,8 @@ def evaluate(cfg: CfgNode, resume: bool) -> Mapping[str, Any]:
         )
     if cfg.TEST.AUG.ENABLED:
         with_test_time_augmentation(cfg, model)  # What cannot be done shall fail before the first evaluation.
-    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    load_averages(cfg, model, checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume))
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results = {**results, **Trainer.test_with_TTA(cfg, model)}
@@ -117,8 +120,12 @@ def evaluate(cfg: CfgNode, resume: bool) -> Mapping[str, Any]:
 def report_files(cfg: CfgNode) -> None:
     names = {
         "Weights": "model_final.pth",
+        "Best": "model_best.pth",
+        "Averages": "model_ema_final.pth",
         "Config": "config.yaml",
         "Metrics": "metrics.json",
+        "Results": "results.csv",
+        "Curves": "curves.png",
         "Log": "log.txt",
         "Predictions": "inference",
     }

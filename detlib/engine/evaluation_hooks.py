@@ -30,7 +30,7 @@ class EvalHook(HookBase):
 
     Attributes:
         results: what the last evaluation gave, by flat names such as "bbox/AP".
-        iteration: the one that was finished last before it.
+        iteration: the one that was finished last before it; None before the first.
     """
 
     def __init__(
@@ -59,10 +59,13 @@ class EvalHook(HookBase):
     def before_train(self) -> None:
         if self.record is None:
             return
+        # A checkpoint is saved before the evaluation of its iteration, which a kill may have prevented.
         start = self.trainer.start_iter
         self.record.load(start)
         if self._period <= 0 or start == 0 or start % self._period or start >= self.trainer.max_iter:
             return
+        if comm.get_world_size() > 1 and hasattr(self.trainer, "gather_states"):
+            self.trainer.gather_states()  # A hook that keeps the best model may save.
         recorded = comm.all_gather(self.record.results_of(start - 1))[0]
         if recorded is None:
             logger.info("The training stopped before the evaluation after iteration %d, which is done now.", start - 1)
@@ -86,12 +89,13 @@ class EvalHook(HookBase):
     def _do_eval(self, iteration: int) -> None:
         with preserved_random_states():
             results = self._func()
+        self.results, self.iteration = {}, iteration  # Only the main process need have results.
         if results:
             if not isinstance(results, Mapping):
                 raise TypeError(f"an evaluation must return a dict of results, but it returned {results!r}")
             self._store(_as_floats(results), iteration)
-        if self.record is not None and self.iteration == iteration:
-            self.record.add(iteration, self.results, self.trainer.storage)
+            if self.record is not None:
+                self.record.add(iteration, self.results, self.trainer.storage)
         elif self.record is not None:
             self.record.draw()
         # The main process may have been busy alone; others would wait in the next step, and perhaps time out.

@@ -110,7 +110,8 @@ class ProcessStates:
     def _own(self) -> dict[str, Any]:
         data = self.data_loader.state_dict() if hasattr(self.data_loader, "state_dict") else {}
         buffers = self._own_buffers() if comm.get_world_size() > 1 else {}
-        return {"random": get_random_states(), "data": data, "buffers": buffers}
+        # Before the first step, those of a checkpoint are still to come.
+        return {"random": self._random_states or get_random_states(), "data": data, "buffers": buffers}
 
     def _own_buffers(self) -> dict[str, Tensor]:
         model = unwrap_model(self.model)

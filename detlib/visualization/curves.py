@@ -37,7 +37,7 @@ def read_metrics(path: str) -> list[dict[str, float]]:
 
 
 def draw_curves(lines: Sequence[Mapping[str, float]], results: Mapping[int, Mapping[str, float]]) -> bytes | None:
-    """A PNG; None if there is nothing to draw.
+    """A PNG; None if there is no curve yet, but a point.
 
     Args:
         lines: of ``metrics.json``: "iteration" and scalars by name.
@@ -64,10 +64,14 @@ def draw_curves(lines: Sequence[Mapping[str, float]], results: Mapping[int, Mapp
         ("images per second", [(lines, [name for name in names if name == "images_per_second"])]),
     ]
     panels = [(title, groups) for title, groups in panels if any(curves for _, curves in groups)]
-    if not panels:
+    if not panels or max(len(lines), len(evaluated)) < 2:
         return None
     num_rows = (len(panels) + 1) // 2
-    figure = Figure(figsize=(12, 4 * num_rows), layout="constrained")
+    figure = Figure(figsize=(12, 4 * num_rows))
+    # By hand, as a layout engine draws all of it twice.
+    figure.subplots_adjust(
+        left=0.06, right=0.98, bottom=0.15 / num_rows, top=1 - 0.08 / num_rows, wspace=0.15, hspace=0.3
+    )
     FigureCanvasAgg(figure)
     for place, (title, groups) in enumerate(panels):
         axes = figure.add_subplot(num_rows, 2 if len(panels) > 1 else 1, place + 1)
