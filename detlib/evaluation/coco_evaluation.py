@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["COCOEvaluator", "COCOevalMaxDets", "instances_to_coco_json"]
 
-ZERO_AP50 = 0.1  # Percent; below it, something is wrong.
+# In percent. Below the first one, mistakes in classes and boxes are looked for; below the other, there is something to
+# say even if none is found.
+LOW_AP50, ZERO_AP50 = 5.0, 0.1
 
 METRICS = {
     "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -249,10 +251,17 @@ class COCOEvaluator(DatasetEvaluator):
 
     def _hint_at_zero(self, task: str, detections: list[dict[str, Any]], img_ids: Sequence[int] | None) -> None:
         ap50 = self._results[task].get("AP50", math.nan)
-        if ap50 >= ZERO_AP50:
+        if ap50 >= LOW_AP50:
             return
         reasons = explain_zero_ap(self._coco_api, detections, self._dataset_name, img_ids)
-        self._logger.warning("The AP50 of %s is %.3g. %s", task, ap50, ". ".join(reasons))
+        if not reasons and ap50 < ZERO_AP50:
+            reasons = [
+                "Neither classes nor boxes look mistaken: the model has not learnt enough, its weights were not "
+                "loaded, or inputs are normalised in another way than in training (INPUT.FORMAT, MODEL.PIXEL_MEAN, "
+                "MODEL.PIXEL_STD)"
+            ]
+        if reasons:
+            self._logger.warning("The AP50 of %s is %.3g. %s", task, ap50, ". ".join(reasons))
 
 
 def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detlib.data import MetadataCatalog
+from detlib.evaluation.predictions import class_of_category
 from detlib.structures import Boxes, pairwise_iou
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def explain_zero_ap(
     dataset_name: str,
     img_ids: Sequence[int] | None = None,
 ) -> list[str]:
-    """What speaks for a mistake in classes, boxes or images, most telling first, in sentences.
+    """What speaks for a mistake in classes, boxes or images, most telling first; empty if nothing does.
 
     Args:
         detections: in COCO's result format, with the category ids of the dataset.
@@ -64,7 +65,7 @@ def explain_zero_ap(
     findings = _classes_without_objects(objects, detections, names)
     images = _collect(coco_gt, objects, detections)
     if not images:
-        return findings or ["The boxes are rotated or missing, so that more is not known"]
+        return findings
     pairs = _matched_categories(images)
     if len(pairs) >= MIN_FOUND * sum(len(image.object_categories) for image in images):
         return [*_confusions(pairs, images, names, dataset_name), *findings]
@@ -138,76 +139,87 @@ def _corners(boxes_xywh: Tensor) -> Tensor:
 def _confusions(
     pairs: list[tuple[int, int]], images: Sequence[Image], names: Mapping[int, str], dataset_name: str
 ) -> list[str]:
-    """What the classes of rightly placed boxes say."""
-    num_objects = sum(len(image.object_categories) for image in images)
+    """What the classes of rightly placed boxes say; nothing if most are right."""
     num_right = sum(actual == predicted for actual, predicted in pairs)
-    found = f"Boxes of {len(pairs)} of {num_objects} objects are found, whatever their class"
-    counts = Counter(pairs)
-    mistaken = "; ".join(
+    if num_right > len(pairs) / 2:
+        return []
+    called = {
+        actual: Counter(predicted for a, predicted in pairs if a == actual).most_common(1)[0]
+        for actual in dict.fromkeys(actual for actual, _ in pairs)
+    }
+    num_objects = sum(len(image.object_categories) for image in images)
+    found = (
+        f"Boxes of {len(pairs)} of {num_objects} objects are found, whatever their class, but only {num_right} with "
+        "the right one"
+    )
+    if len(called) > 1 and len({predicted for predicted, _ in called.values()}) == 1:
+        only = names[next(iter(called.values()))[0]]
+        return [f"{found}: most are called {only}, so that the classes have not been learnt yet"]
+    examples = "; ".join(
         f"{names[actual]} is called {names[predicted]} ({count} of {sum(a == actual for a, _ in pairs)})"
-        for (actual, predicted), count in counts.most_common(4)
+        for actual, (predicted, count) in list(called.items())[:4]
         if actual != predicted
     )
     return [
-        f"{found}, but only {num_right} with the right one: {mistaken}. So the classes are in another order than in "
-        "training: compare thing_classes and the category ids of the datasets",
-        *_order_that_fits(pairs, names, dataset_name),
+        f"{found}: {examples}. So the classes are in another order than in training: compare thing_classes and the "
+        "category ids of the datasets",
+        *_order_that_fits(pairs, {actual: predicted for actual, (predicted, _) in called.items()}, names, dataset_name),
     ]
 
 
-def _order_that_fits(pairs: list[tuple[int, int]], names: Mapping[int, str], dataset_name: str) -> list[str]:
-    """The shift or the dataset by which most classes would be right."""
-    metadata = MetadataCatalog.get(dataset_name)
-    in_order = {category: index for index, category in enumerate(sorted(names))}
-    class_of = metadata.get("thing_dataset_id_to_contiguous_id", in_order)
-    own = [names[category] for category, _ in sorted(class_of.items(), key=lambda item: item[1]) if category in names]
-    indices = [(class_of[a], class_of[p]) for a, p in pairs if a in class_of and p in class_of]
-    if not indices or len(own) != len(class_of):
+def _order_that_fits(
+    pairs: list[tuple[int, int]], called: Mapping[int, int], names: Mapping[int, str], dataset_name: str
+) -> list[str]:
+    """The dataset, or the shift, with which the classes would be right.
+
+    Args:
+        called: the category that each category is most often taken for.
+    """
+    class_of = class_of_category(MetadataCatalog.get(dataset_name), names)
+    if not set(names) <= set(class_of):
         return []
-    shift, count = Counter(predicted - actual for actual, predicted in indices).most_common(1)[0]
-    if shift and count > 0.8 * len(indices) and len(set(indices)) > 1:
+    own = {class_of[category]: name for category, name in names.items()}
+    for name, other in MetadataCatalog.items():
+        classes = other.get("thing_classes", ())
+        num_right = sum(class_of[p] < len(classes) and classes[class_of[p]] == own[class_of[a]] for a, p in pairs)
+        if num_right > 0.8 * len(pairs):
+            return [f"With the classes of the dataset {name!r} ({', '.join(classes[:10])}), {num_right} would be right"]
+    shifts = {class_of[predicted] - class_of[actual] for actual, predicted in called.items()}
+    if len(called) > 1 and len(shifts) == 1:
+        shift = shifts.pop()
         places = "1 place" if abs(shift) == 1 else f"{abs(shift)} places"
         return [
-            f"{count} of them are {places} {'later' if shift > 0 else 'earlier'} than they should be, as if category "
-            "ids of the file, not places from 0 on, had been learnt"
+            f"Each is {places} {'later' if shift > 0 else 'earlier'} than it should be, as if category ids of the "
+            "file, not places from 0 on, had been learnt"
         ]
-    for name, other in MetadataCatalog.items():
-        classes = other.get("thing_classes")
-        if not classes or list(classes) == own:
-            continue
-        num_right = sum(p < len(classes) and classes[p] == own[a] for a, p in indices)
-        if num_right > 0.8 * len(indices):
-            return [f"With the classes of the dataset {name!r} ({', '.join(classes[:10])}), {num_right} would be right"]
     return []
 
 
 def _misplaced(images: Sequence[Image], num_found: int) -> list[str]:
-    """What would have to be done to the boxes for them to fit."""
+    """What would have to be done to the boxes for them to fit; nothing if that is not known."""
     num_objects = sum(len(image.object_categories) for image in images)
-    scale = _size(torch.cat([i.object_boxes for i in images])) / _size(torch.cat([i.boxes for i in images])).clamp(1e-6)
+    # The best ones, as many as there are objects.
+    best = torch.cat([image.boxes[: len(image.object_boxes)] for image in images])
+    scale = _size(torch.cat([image.object_boxes for image in images])) / _size(best).clamp(min=1e-6)
     shift = torch.cat([_nearest_shifts(image) for image in images]).median(dim=0).values
-    candidates: dict[str, Callable[[Image], Tensor]] = {
-        "they are relative to the image's size, not pixels": lambda image: image.boxes * image.size.repeat(2),
-        "x and y are swapped": lambda image: image.boxes[:, [1, 0, 3, 2]],
+    remedies: dict[str, Callable[[Image], Tensor]] = {
+        "multiplied by the image's size": lambda image: image.boxes * image.size.repeat(2),
+        "with x and y swapped": lambda image: image.boxes[:, [1, 0, 3, 2]],
         # What instances_to_coco_json took for corners.
-        "they are x, y, width, height where corners are expected": lambda image: _corners(image.boxes),
-        "they are center, width, height where corners are expected": lambda image: _uncentered(image.boxes),
-        f"they are {1 / scale:.3g} times as large as the image has them": lambda image: image.boxes * scale,
-        f"they are shifted by {-shift[0]:.3g}, {-shift[1]:.3g} pixels": lambda image: torch.cat(
+        "read as x, y, width, height, not as corners": lambda image: _corners(image.boxes),
+        "read as center, width, height, not as corners": lambda image: _uncentered(image.boxes),
+        f"multiplied by {scale:.3g}": lambda image: image.boxes * scale,
+        f"shifted by {shift[0]:.3g}, {shift[1]:.3g} pixels": lambda image: torch.cat(
             [image.boxes[:, :2] + shift, image.boxes[:, 2:]], dim=1
         ),
     }
-    fits = {what: len(_matched_categories(images, [undo(i) for i in images])) for what, undo in candidates.items()}
-    best = max(fits, key=fits.__getitem__)
-    if fits[best] >= MIN_FOUND * num_objects and fits[best] > 2 * num_found:
-        return [
-            f"The boxes fit {num_found} of {num_objects} objects, whatever their class, but would fit {fits[best]} if "
-            f"{best}: check the boxes that the model returns, and 'height' and 'width' of the inputs"
-        ]
+    fits = {what: len(_matched_categories(images, [undo(i) for i in images])) for what, undo in remedies.items()}
+    remedy = max(fits, key=fits.__getitem__)
+    if fits[remedy] < MIN_FOUND * num_objects or fits[remedy] < 2 * num_found:
+        return []
     return [
-        f"The boxes fit {num_found} of {num_objects} objects, whatever their class, so that the classes are not the "
-        "reason: the model has not learnt enough, its weights were not loaded, or inputs are normalised in another way "
-        "than in training (INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD)"
+        f"The boxes fit {num_found} of {num_objects} objects, whatever their class, but {fits[remedy]} when "
+        f"{remedy}: check the boxes that the model returns, and 'height' and 'width' of the inputs"
     ]
 
 
