@@ -152,6 +152,10 @@ class MapDataset(Dataset):
     def __getnewargs__(self) -> tuple[Any, Callable[[Any], Any]]:
         return self.source, self._map_func
 
+    @property
+    def map_func(self) -> Callable[[Any], Any]:
+        return self._map_func._obj
+
     def __len__(self) -> int:
         return len(self.source)
 

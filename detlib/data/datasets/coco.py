@@ -50,7 +50,9 @@ def register_coco_instances(
     """
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
     DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name, allow_outside=allow_outside))
-    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
+    MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=image_root, allow_outside=allow_outside, evaluator_type="coco", **metadata
+    )
 
 
 def load_coco_json(

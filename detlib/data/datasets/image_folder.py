@@ -3,7 +3,7 @@
 import functools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from detlib.data.catalog import DatasetCatalog, MetadataCatalog
@@ -17,8 +17,11 @@ __all__ = [
     "load_image_folder",
     "load_image_list",
     "load_images",
+    "names_in_folder",
+    "numbered_lines",
     "register_image_folder",
     "register_images",
+    "sample_of_line",
 ]
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif")
@@ -57,6 +60,7 @@ def register_image_folder(
         )
     else:
         load = functools.partial(load_image_list, list_file, image_root, classes, allow_outside)
+        MetadataCatalog.get(name).set(list_file=os.fspath(list_file), allow_outside=allow_outside)
     DatasetCatalog.register(name, load)
     if classes is None:
         set_lazy_metadata(name, ("classes",), functools.partial(_metadata_of_folder, image_root))
@@ -152,33 +156,45 @@ def load_image_list(
         NoImagesError: the list is empty.
         DatasetError: a line has another form, or a class that does not exist.
     """
-    if not PathManager.isfile(list_file):
-        raise MissingFileError(f"list of images {os.fspath(list_file)!r} does not exist; check the path")
-    names_in = functools.cache(_names_in)
-    samples, folder = [], Folder(image_root, list_file, allow_outside)
-    with PathManager.open(list_file) as file:
-        for number, line in enumerate(_lines(file, list_file), start=1):
-            if not line.strip():
-                continue
-            path, label = _parse(line, f"{os.fspath(list_file)}:{number}", classes)
-            file_name = folder.join(path, f"line {number}")
-            # Folders are listed once each: asking for every file takes minutes for a million on a network drive.
-            if os.path.basename(path) not in names_in(os.path.dirname(file_name)):
-                raise MissingFileError(
-                    f"{os.fspath(list_file)}:{number}: image {file_name!r} does not exist; correct the line, or the "
-                    "folder that paths start from"
-                )
-            samples.append({"file_name": file_name, "image_id": path, "label": label})
+    folder, names_in = Folder(image_root, list_file, allow_outside), functools.cache(names_in_folder)
+    samples = [sample_of_line(*numbered, folder, classes, names_in) for numbered in numbered_lines(list_file)]
     if not samples:
         raise NoImagesError(f"{os.fspath(list_file)!r} lists no image; expected lines like 'cat/1.jpg 0'")
     return samples
 
 
-def _lines(file: Iterable[str], list_file: str | os.PathLike[str]) -> Iterator[str]:
-    try:
-        yield from file
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{os.fspath(list_file)} is not a text file: {error}") from error
+def numbered_lines(list_file: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """The lines of a list of images that have text, with their numbers from 1 on."""
+    if not PathManager.isfile(list_file):
+        raise MissingFileError(f"list of images {os.fspath(list_file)!r} does not exist; check the path")
+    with PathManager.open(list_file) as file:
+        try:
+            yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{os.fspath(list_file)} is not a text file: {error}") from error
+
+
+def sample_of_line(
+    number: int, line: str, folder: Folder, classes: Sequence[str], names_in: Callable[[str], Collection[str]]
+) -> dict[str, Any]:
+    """The sample of a line of a list of images.
+
+    Args:
+        names_in: gives the names of the files in a folder. Folders are listed once each: asking for every file takes
+            minutes for a million on a network drive.
+
+    Raises:
+        MissingFileError: there is no such image.
+        DatasetError: the line has another form, or a class that does not exist.
+    """
+    where = f"{folder.source}:{number}"
+    path, label = _parse(line, where, classes)
+    file_name = folder.join(path, f"line {number}")
+    if os.path.basename(path) not in names_in(os.path.dirname(file_name)):
+        raise MissingFileError(
+            f"{where}: image {file_name!r} does not exist; correct the line, or the folder that paths start from"
+        )
+    return {"file_name": file_name, "image_id": path, "label": label}
 
 
 def _parse(line: str, where: str, classes: Sequence[str]) -> tuple[str, int]:
@@ -237,5 +253,5 @@ def _image_paths(image_root: str, folder: str) -> list[str]:
     return sorted(found)
 
 
-def _names_in(folder: str) -> frozenset[str]:
+def names_in_folder(folder: str) -> frozenset[str]:
     return frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
