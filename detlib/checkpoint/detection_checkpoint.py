@@ -25,10 +25,10 @@ from detlib.checkpoint.metadata import METADATA_KEY, warn_of_differences, with_v
 from detlib.checkpoint.parts import find_part, from_torchvision_names_anywhere, names_of_backbone
 from detlib.checkpoint.refusal import HEURISTICS_SUFFIX, refuse_other_backbone, refuse_other_model
 from detlib.checkpoint.report import loading_report, without_parts
-from detlib.checkpoint.resume import files_to_resume, remove_leftovers
+from detlib.checkpoint.resume import files_to_resume, load_first_whole, remove_leftovers
 from detlib.checkpoint.torchvision_names import from_torchvision_names, tell_of_torchvision, torchvision_family
 from detlib.utils import comm
-from detlib.utils.errors import CheckpointError, DamagedCheckpointError, MissingFileError
+from detlib.utils.errors import CheckpointError, MissingFileError
 from detlib.utils.file_io import PathManager
 
 __all__ = ["DetectionCheckpointer"]
@@ -83,6 +83,12 @@ class DetectionCheckpointer(Checkpointer):
         Args:
             kwargs: more to save, such as ``iteration``.
         """
+        if self.save_dir and self.save_to_disk:
+            self.save_aside(name, **kwargs)
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_aside(self, name: str, **kwargs: Any) -> None:
+        """Write a file as :meth:`save` does, but go on from the last checkpoint as before."""
         if not self.save_dir or not self.save_to_disk:
             return
         if os.path.basename(name) != name:
@@ -93,7 +99,6 @@ class DetectionCheckpointer(Checkpointer):
         remove_leftovers(self.save_dir)
         with self.dealt_out.in_file(data, path) as whole:
             write_checkpoint(self.path_manager, path, whole)
-        self.tag_last_checkpoint(f"{name}.pth")
 
     def gather(self) -> None:
         """Collect what is dealt out to the processes, as by FSDP; to be called in all, before one of them saves."""
@@ -129,18 +134,8 @@ class DetectionCheckpointer(Checkpointer):
         if not (resume and comm.all_gather(self.has_checkpoint())[0]):
             return self.load(path, checkpointables=[])
         last, files = comm.all_gather((self.get_checkpoint_file(), self._files_to_resume()))[0]
-        problems = [] if last in files else [f"{last or 'The name in last_checkpoint'} does not exist"]
-        for file in files:
-            if problems:
-                self.logger.error("%s. Resuming from %s instead", problems[-1], file)
-            try:
-                return self.load(file)
-            except DamagedCheckpointError as error:
-                problems.append(str(error))
-        raise CheckpointError(
-            f"No checkpoint in {self.save_dir} can be resumed from: {'; '.join(problems)}. Restore one from a copy, or "
-            "start anew without --resume"
-        )
+        missing = last or f"What {os.path.join(self.save_dir, 'last_checkpoint')} should name"
+        return load_first_whole(files, self.load, [] if last in files else [f"{missing} does not exist"])
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load the model and, unless told otherwise, all checkpointables that the file has; log what went where.
@@ -287,7 +282,10 @@ class DetectionCheckpointer(Checkpointer):
         for name, value in state_dict.items():
             if isinstance(value, (np.ndarray, np.generic)):
                 native = np.array(value, dtype=value.dtype.newbyteorder("="))
-                state_dict[name] = torch.from_numpy(native)
+                try:
+                    state_dict[name] = torch.from_numpy(native)
+                except TypeError as error:
+                    raise CheckpointError(f"{name!r} of the checkpoint cannot be a weight: {error}") from error
             elif not isinstance(value, torch.Tensor):
                 raise CheckpointError(f"{name!r} of the checkpoint is a {type(value).__name__}, not a tensor or array")
 
@@ -392,7 +390,7 @@ class DetectionCheckpointer(Checkpointer):
             self.logger.info("Loading %s from %s", key, path)
             try:
                 self.checkpointables[key].load_state_dict(checkpoint.pop(key))
-            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            except Exception as error:  # What is in the file may be anything.
                 raise CheckpointError(
                     f"The state of {key!r} in {path} does not fit this training: {error}. Resume with the config that "
                     "wrote it, or start anew from its weights alone: MODEL.WEIGHTS and no --resume"

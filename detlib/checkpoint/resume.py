@@ -1,10 +1,16 @@
 """Which file of a run to go on from, also if the last one is damaged."""
 
+import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-__all__ = ["files_to_resume", "iteration_of", "remove_leftovers"]
+from detlib.utils.errors import CheckpointError, DamagedCheckpointError
+
+__all__ = ["files_to_resume", "iteration_of", "load_first_whole", "remove_leftovers"]
+
+logger = logging.getLogger(__name__)
 
 NUMBERED = re.compile(r".+_(\d{7,})\.pth")
 UNNUMBERED = ("model_final.pth", "model_best.pth")
@@ -32,6 +38,31 @@ def files_to_resume(last: str, files: Sequence[str]) -> list[str]:
     others = [file for name in UNNUMBERED for file in files if os.path.basename(file) == name]
     ordered = [*(file for file in files if file == last), *sorted(numbered, key=numbered.get, reverse=True), *others]
     return list(dict.fromkeys(ordered))
+
+
+def load_first_whole(
+    files: Sequence[str], load: Callable[[str], dict[str, Any]], problems: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Load the first of the files that is not damaged; an error is logged for each that is.
+
+    Args:
+        problems: what is known to be wrong already.
+
+    Raises:
+        CheckpointError: all of them are.
+    """
+    problems = list(problems)
+    for file in files:
+        if problems:
+            logger.error("%s. RESUMING FROM %s INSTEAD", problems[-1], file)
+        try:
+            return load(file)
+        except DamagedCheckpointError as error:
+            problems.append(str(error))
+    raise CheckpointError(
+        f"There is no checkpoint to resume from: {'; '.join(problems)}. Restore one from a copy, or start anew without "
+        "--resume"
+    )
 
 
 def remove_leftovers(folder: str) -> None:

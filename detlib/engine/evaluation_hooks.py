@@ -3,7 +3,6 @@
 import difflib
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from fvcore.common.checkpoint import Checkpointer
 
 from detlib.config import CfgNode
+from detlib.engine.checkpoint_hooks import save_or_go_on
 from detlib.engine.evaluation_record import EvaluationRecord, is_improvement, less_is_better
 from detlib.engine.trainer_base import HookBase, TrainerBase, is_due, is_finished, is_last_step
 from detlib.evaluation.testing import flatten_results_dict
@@ -127,7 +127,7 @@ class BestCheckpointer(HookBase):
         """
         Args:
             eval_period: of the :class:`EvalHook`.
-            checkpointer: the file does not become its last checkpoint, if there is one.
+            checkpointer: the file does not become its last checkpoint, if it can do without.
             val_metric: name in the storage, such as "bbox/AP50"; "" for the first of the first evaluation.
             mode: "max" if more is better, "min" if less is; "auto" takes "min" for losses and errors.
             file_prefix: name of the file, which always holds the best model so far.
@@ -177,15 +177,16 @@ class BestCheckpointer(HookBase):
         iteration = min(iteration, self.trainer.max_iter - 1)  # That which was finished last, also after the training.
         if is_improvement(metric, self.best_metric, _is_less_better(self._mode, self._val_metric)):
             logger.info("Best %s so far: %.4f in iteration %d.", self._val_metric, metric, iteration)
+            before = self.best_metric, self.best_iter
             self.best_metric, self.best_iter = float(metric), iteration
-            self._save(iteration)
+            if not self._save(iteration):
+                self.best_metric, self.best_iter = before
 
-    def _save(self, iteration: int) -> None:
-        last = self._checkpointer.get_checkpoint_file() if self._checkpointer.has_checkpoint() else ""
+    def _save(self, iteration: int) -> bool:
+        # A training that goes on does not go on from there, but from weights that are no averages.
+        save = getattr(self._checkpointer, "save_aside", self._checkpointer.save)
         with self._weights():
-            self._checkpointer.save(self._file_prefix, iteration=iteration)
-        if last:  # The training goes on from there, and not from weights that may be averages.
-            self._checkpointer.tag_last_checkpoint(os.path.basename(last))
+            return save_or_go_on(save, self._file_prefix, iteration=iteration)
 
 
 class EarlyStopping(HookBase):
