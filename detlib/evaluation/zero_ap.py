@@ -180,7 +180,7 @@ def _order_that_fits(
         return []
     own = {class_of[category]: name for category, name in names.items()}
     for name, other in MetadataCatalog.items():
-        classes = other.get("thing_classes", ())
+        classes = vars(other).get("thing_classes", ())  # Not get(), as some metadata then read their files.
         num_right = sum(class_of[p] < len(classes) and classes[class_of[p]] == own[class_of[a]] for a, p in pairs)
         if num_right > 0.8 * len(pairs):
             return [f"With the classes of the dataset {name!r} ({', '.join(classes[:10])}), {num_right} would be right"]
