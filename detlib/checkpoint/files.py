@@ -69,7 +69,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     """
     suffix = Path(path).suffix.lower()
     read = {".pkl": _read_pickle, ".safetensors": _read_safetensors}.get(suffix, _read_torch)
-    return _with_model_key(read(path), path)
+    loaded = _with_model_key(read(path), path)
+    others = [name for name in loaded["model"] if not isinstance(name, str)]
+    if others:
+        raise CheckpointError(f"{path} has {others[0]!r:.80} among the names of weights, which are text")
+    return loaded
 
 
 def read_in_all_processes(path: str, read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
@@ -226,11 +230,11 @@ def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} holds no weights that are known to be such; expected 'model' among its keys {keys}"
         )
-    return _as_caffe2(loaded) if any(name.endswith("_w") for name in loaded) else {"model": loaded}
+    return _as_caffe2(loaded) if any(str(name).endswith("_w") for name in loaded) else {"model": loaded}
 
 
 def _as_caffe2(blobs: Mapping[str, Any]) -> dict[str, Any]:
-    weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
+    weights = {name: value for name, value in blobs.items() if not str(name).endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
 

@@ -83,7 +83,7 @@ def load_proposals_into_dataset(dataset_dicts: list[dict[str, Any]], proposal_fi
                 f"proposal file {proposal_file} has no proposals for image {sample['image_id']!r} "
                 f"({sample.get('file_name')}); it was made for another dataset"
             )
-        boxes, logits = np.asarray(proposals["boxes"][i]), np.asarray(proposals["objectness_logits"][i])
+        boxes, logits = (_as_numbers(proposals[key][i]) for key in ("boxes", "objectness_logits"))
         if boxes.size == 0:
             boxes = boxes.reshape(0, box_dim)
         if logits.ndim != 1 or boxes.shape != (len(logits), box_dim):
@@ -91,11 +91,20 @@ def load_proposals_into_dataset(dataset_dicts: list[dict[str, Any]], proposal_fi
                 f"proposal file {proposal_file}: image {sample['image_id']!r} has boxes of the shape {boxes.shape} and "
                 f"objectness_logits of {logits.shape}; (N, {box_dim}) and (N,) are expected"
             )
-        order = (-logits).argsort(kind="stable")
+        order = (-logits.astype(np.float64)).argsort(kind="stable")
         sample["proposal_boxes"] = boxes[order]
         sample["proposal_objectness_logits"] = logits[order]
         sample["proposal_bbox_mode"] = proposals["bbox_mode"]
     return dataset_dicts
+
+
+def _as_numbers(values: Any) -> np.ndarray:
+    """An array; one of no shape that fits, where these are no numbers."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # Lists of unequal length.
+        return np.zeros(())
+    return array if array.dtype.kind in "fiu" else np.zeros(())
 
 
 def _read_proposals(proposal_file: str) -> dict[str, Any]:
@@ -117,7 +126,10 @@ def _read_proposals(proposal_file: str) -> dict[str, Any]:
     lists = ("ids", "boxes", "objectness_logits")
     missing = sorted(set(lists) - content.keys())
     if missing:
-        raise DatasetError(f"proposal file {proposal_file} lacks {missing}; it has {sorted(content)}")
+        raise DatasetError(f"proposal file {proposal_file} lacks {missing}; it has {', '.join(map(repr, content))}")
+    others = [name for name in lists if not isinstance(content[name], list | tuple | np.ndarray)]
+    if others:
+        raise DatasetError(f"proposal file {proposal_file} has no list of {', '.join(others)}, with an entry per image")
     lengths = {name: len(content[name]) for name in lists}
     if len(set(lengths.values())) > 1:
         raise DatasetError(f"proposal file {proposal_file} has lists of unequal length, one entry per image: {lengths}")
