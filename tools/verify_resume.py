@@ -44,8 +44,19 @@ Examples:
 """
 
 PLACES = ("between", "step", "write")
-# What a checkpoint tells of the run that wrote it: its command, folder, date.
-NOT_COMPARED = ("metadata", "config", "checksum")
+# What a checkpoint tells of the run that wrote it, such as its folder.
+NOT_COMPARED = "detlib"
+# What is under a key of a checkpoint, at any depth.
+PARTS = {
+    "model": "weights",
+    "optimizer": "optimizer",
+    "LRScheduler": "schedule",
+    "training_state": "loss normaliser and the like",
+    "random": "random states",
+    "data": "place in the data",
+    "buffers": "buffers of each process",
+}
+WRAPPERS = ("trainer", "_trainer", "hooks")
 CUDA_HINTS = """On CUDA some operations add in another order each time. Try
   CUDNN_BENCHMARK=False, and CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment;
   --kills none, to see whether the training repeats at all; and MODEL.DEVICE=cpu, where it must."""
@@ -126,7 +137,7 @@ def run() -> None:
 def verify(args: argparse.Namespace, folder: Path) -> list[Verification]:
     cfg = load_config(args)
     workers = [int(n) for n in (args.workers or default_workers(cfg)).split(",")]
-    reference, killed = (Training(args, folder / name, cfg.SEED) for name in ("uninterrupted", "killed"))
+    reference, killed = (Training(args, folder / name, cfg) for name in ("uninterrupted", "killed"))
     print(f"Uninterrupted, {args.iters} iterations:", flush=True)
     reference.start(workers[0])
     kills = plan_kills(args, seconds_per_iteration(reference.folder))
@@ -178,15 +189,10 @@ def plan_kills(args: argparse.Namespace, seconds: float) -> list[Kill]:
 class Training:
     """A training in a folder, which can be started again and again."""
 
-    def __init__(self, args: argparse.Namespace, folder: Path, seed: int) -> None:
-        """
-        Args:
-            seed: of the config; below 0, the first start gets one of ours, as two runs are to be the same, and later
-                starts none, as all has to come from the checkpoint.
-        """
+    def __init__(self, args: argparse.Namespace, folder: Path, cfg: CfgNode) -> None:
         self.folder = folder
         self._args = args
-        self._seed = seed
+        self._cfg = cfg
 
     def start(self, num_workers: int, kill: Kill | None = None) -> None:
         """Trains, from the last checkpoint if there is one, to the end or until the kill."""
@@ -200,19 +206,23 @@ class Training:
         self._report(num_workers, kill, resumed_from, done.returncode)
 
     def _command(self, num_workers: int, kill: Kill | None, anew: bool) -> list[str]:
-        args = self._args
+        args, solver = self._args, self._cfg.SOLVER
         options = {
             "SOLVER.MAX_ITER": args.iters,
             "SOLVER.CHECKPOINT_PERIOD": args.checkpoint_period,
-            "SOLVER.REFERENCE_WORLD_SIZE": 0,  # The iterations shall not be scaled.
+            # What there is of a schedule comes within these iterations.
+            "SOLVER.WARMUP_ITERS": min(solver.WARMUP_ITERS, args.iters // 3),
+            "SOLVER.STEPS": (args.iters * 2 // 3,) if solver.STEPS else (),
+            "SOLVER.REFERENCE_WORLD_SIZE": 0,  # They shall not be scaled.
             **{f"SOLVER.{key}": 0 for key in ("MAX_EPOCH", "WARMUP_EPOCHS", "CHECKPOINT_EPOCHS")},
-            "SOLVER.STEP_EPOCHS": "()",
+            "SOLVER.STEP_EPOCHS": (),
             "TEST.EVAL_EPOCHS": 0,
-            "DATASETS.TEST": "()",  # An evaluation at the end proves nothing and may take long.
+            "DATASETS.TEST": (),  # An evaluation at the end proves nothing and may take long.
         }
         ours = [f"{key}={value}" for key, value in options.items()]
         last = [f"DATALOADER.NUM_WORKERS={num_workers}", f"OUTPUT_DIR={self.folder}"]
-        if self._seed < 0 and anew:
+        if self._cfg.SEED < 0 and anew:
+            # The runs are to begin alike; when one goes on, all has to come from the checkpoint.
             last.append("SEED=1")
         kill_option = ["--kill", json.dumps(kill)] if kill else []
         return [
@@ -334,7 +344,7 @@ def compare_checkpoints(reference: Path, other: Path) -> Iterator[Verification]:
     states = []
     for folder in (reference, other):
         state = torch.load(folder / last_checkpoint(folder), map_location="cpu", weights_only=True)
-        states.append(dict(flatten({key: value for key, value in state.items() if key not in NOT_COMPARED})))
+        states.append(dict(flatten({key: value for key, value in state.items() if key != NOT_COMPARED})))
     expected, found = states
     differences: dict[str, list[str]] = {}
     parts = Counter(part_of(key) for key in expected.keys() | found.keys())
@@ -346,17 +356,17 @@ def compare_checkpoints(reference: Path, other: Path) -> Iterator[Verification]:
 
 
 def flatten(value: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Values that are no dicts, by the keys that lead to them."""
-    if isinstance(value, dict) and value:
-        for name, item in value.items():
+    """Values that are neither dicts nor lists, by the keys that lead to them."""
+    if isinstance(value, (dict, list, tuple)) and value:
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from flatten(item, (*key, str(name)))
     else:
         yield key, value
 
 
 def part_of(key: tuple[str, ...]) -> str:
-    names = [name for name in key[:-1] if name not in ("trainer", "_trainer", "hooks")]
-    return names[0] if names else key[-1]
+    named = (PARTS[name] for name in key if name in PARTS)
+    return next(named, next((name for name in key if name not in WRAPPERS), "rest"))
 
 
 def print_table(rows: list[Verification]) -> None:

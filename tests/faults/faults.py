@@ -88,19 +88,16 @@ def kill_in_write(case):
     case.resumes_exactly()
 
 
-def signals_in_step(case, *numbers):
-    """To all processes of the run, 0.05 s apart."""
+def signal_in_step(case, number):
+    """To all processes of the run."""
     delay = case.moment_in_step()
-
-    def send(hook):
-        for i, number in enumerate(numbers):
-            later(delay + 0.05 * i, lambda number=number: signal_run(number))
-
-    return At(case.some_iteration(), send)
+    return At(case.some_iteration(), lambda hook: later(delay, lambda: signal_run(number)))
 
 
 def saves_and_stops(case, number):
-    case.run.start(trouble=signals_in_step(case, number))
+    status = case.run.start(trouble=signal_in_step(case, number))
+    # A signal in the last step may come too late, and find the training at its end.
+    assert status in (128 + number, 0), f"exit status {status}: {case.run.output[-2000:]}"
     assert not list(case.run.folder.glob("model_final*")) or case.run.num_iterations == NUM_ITERATIONS
     saved = torch.load(case.run.last_checkpoint, weights_only=True)["iteration"]
     assert saved == case.run.num_iterations - 1, f"{case.run.num_iterations} iterations were done, but saved at {saved}"
@@ -119,18 +116,15 @@ def interrupt(case):
 
 @fault("SIGINT twice")
 def interrupt_twice(case):
+    def press_twice(hook):
+        for delay in (0.05, 1.5):  # Two within a second count as one.
+            later(delay, lambda: signal_run(signal.SIGINT))
+        time.sleep(60)  # The end of the step, at which the first would be answered, does not come.
+
     began = time.monotonic()
-    case.run.start(
-        # The first is answered at the end of the step, which does not come.
-        trouble=At(case.some_iteration(), lambda hook: (signals_twice(), time.sleep(30))),
-    )
-    assert time.monotonic() - began < 20, "a second SIGINT did not stop the run at once"
+    case.run.start(trouble=At(case.some_iteration(), press_twice))
+    assert time.monotonic() - began < 30, "a second SIGINT did not stop the run at once"
     case.resumes_exactly()
-
-
-def signals_twice():
-    for delay in (0.05, 0.2):
-        later(delay, lambda: signal_run(signal.SIGINT))
 
 
 # Disks

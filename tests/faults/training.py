@@ -159,6 +159,8 @@ class Run:
         with open(self.folder / "output.txt", "ab", buffering=0) as output:
             for stream in (1, 2):
                 os.dup2(output.fileno(), stream)
+        # pytest has put others in their place.
+        sys.stdout = sys.stderr = open(1, "w", buffering=1)  # noqa: SIM115
         # After a fork, the threads of the parent are gone, which OpenMP would wait for.
         torch.set_num_threads(1)
         sys.argv = arguments_of(self.config, self.folder, *options)
