@@ -54,7 +54,8 @@ def run() -> None:
     args = parse_args()
     cfg = load_config(args)
     report = check_datasets(cfg, args.quick, progress_bar)
-    find_other_classes(cfg, report)
+    if args.config_file:
+        find_other_classes(cfg, report)
     print(report.text())
     if args.json:
         with PathManager.open(args.json, "w") as file:
@@ -76,13 +77,13 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
 
 def find_other_classes(cfg: CfgNode, report: Report) -> None:
-    """Compare the classes with those of the model, if there is a config of one and the datasets can be loaded."""
-    if report.count("error"):
-        return
+    """Compare the classes with those of the model."""
     try:
         check_num_classes(cfg)
-    except DetlibError as error:
+    except ConfigError as error:
         report.findings.append(Finding.of("num-classes", ", ".join(cfg.DATASETS.TRAIN), str(error)))
+    except DetlibError:
+        pass  # A dataset cannot be loaded, which the report says.
 
 
 def progress_bar(seen: Iterable[ImageFacts], data: CheckedDataset) -> Iterator[ImageFacts]:

@@ -82,6 +82,7 @@ def _look(cfg: CfgNode, loader: Any) -> tuple[list[Finding], bool]:
     end = time.perf_counter() + SECONDS
     places = _spread(len(dataset))
     data = CheckedDataset(cfg.DATASETS.TRAIN[0], [dataset[i] for i in places if time.perf_counter() < end])
+    data.keypoint_names = data.metadata.get("keypoint_names")
     end = time.perf_counter() + SECONDS
     for index, sample in enumerate(data.samples):
         if time.perf_counter() < end:

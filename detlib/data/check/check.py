@@ -85,8 +85,10 @@ def has_files(metadata: Metadata) -> bool:
 
 
 def _take(data: CheckedDataset, file: CocoFile) -> None:
-    data.samples, data.class_names = file.samples, file.class_names
+    data.samples, data.class_names, data.keypoint_names = file.samples, file.class_names, file.keypoint_names
     data.findings += file.findings
+    if data.class_names and data.metadata.get("thing_classes") is None:
+        data.metadata.set(thing_classes=data.class_names)  # As the loader does.
     if not data.samples and not data.findings:
         data.report("not-loadable", "it has no images", file=file.json_file)
 
@@ -120,6 +122,7 @@ def _load(data: CheckedDataset) -> bool:
         return False
     data.samples = list(samples)
     data.class_names = list(data.metadata.get(_kind_of_classes(data)) or ())
+    data.keypoint_names = data.metadata.get("keypoint_names")
     return True
 
 

@@ -26,6 +26,7 @@ class CocoFile:
         findings: all mistakes.
         samples: those of the entries without mistakes, as the loader would give them. Annotations keep their "id".
         class_names: in the order of the ids.
+    keypoint_names: as metadata has them; None if there are none.
     """
 
     def __init__(self, name: str) -> None:
@@ -38,6 +39,7 @@ class CocoFile:
         self.findings: list[Finding] = []
         self.samples: list[Entry] = []
         self.class_names: list[str] = []
+        self.keypoint_names: list[str] | None = metadata.get("keypoint_names")
         self._is_lvis = metadata.evaluator_type == "lvis"
         self._folder = Folder(metadata.get("image_root", ""), self.json_file, metadata.get("allow_outside", False))
         try:
@@ -110,7 +112,8 @@ class CocoFile:
             message = f"it was declared with the classes {short(list(declared))}, but the file has {short(names)}"
             self._report("not-loadable", f"{message}; remove the declaration, or correct one of the two")
         try:
-            keypoint_metadata_of(categories, self.json_file)
+            described = keypoint_metadata_of(categories, self.json_file)
+            self.keypoint_names = self.keypoint_names or described.get("keypoint_names")
         except DetlibError as error:
             self._report("not-loadable", _plain(error, self.json_file))
         self.class_names = list(declared) if len(declared) == len(names) else names  # Those of LVIS are synonyms.

@@ -121,6 +121,7 @@ class CheckedDataset:
     """Attributes:
     samples: as the loader gives them; of a file that it refuses, those of the entries that are right.
     class_names: of the objects, the label, or the pixels; empty if they are not known.
+    keypoint_names: None if they are not known.
     is_train, is_test: what it is used for.
     objects: of the samples, which are complete when it is first asked for.
     """
@@ -128,6 +129,7 @@ class CheckedDataset:
     name: str
     samples: list[dict[str, Any]] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
+    keypoint_names: Sequence[str] | None = None
     is_train: bool = True
     is_test: bool = False
     findings: list[Finding] = field(default_factory=list)

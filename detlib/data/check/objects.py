@@ -127,7 +127,7 @@ def find_mask_mistakes(data: CheckedDataset, settings: Settings) -> None:
 def find_keypoint_mistakes(data: CheckedDataset, settings: Settings) -> None:
     if settings.uses_keypoints:
         _find_missing(data, "keypoints", "keypoints-missing", "MODEL.KEYPOINT_ON")
-    names = data.metadata.get("keypoint_names")
+    names = data.keypoint_names
     sizes_wh = _image_sizes(data.samples)
     for index, annotation in _objects_with(data, "keypoints"):
         if np.size(annotation["keypoints"]) % 3:
