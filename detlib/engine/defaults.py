@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from detlib.checkpoint import DetectionCheckpointer
 from detlib.config import CfgNode
 from detlib.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detlib.data.check import check_briefly
 from detlib.data.datasets.register import register_datasets
 from detlib.engine import hooks
 from detlib.engine.checkpoint_metadata import checkpoint_metadata
@@ -139,6 +140,8 @@ class DefaultTrainer(TrainerBase):
         Returns:
             the results of the last evaluation, if there was one; checked against ``TEST.EXPECTED_RESULTS``.
         """
+        if self.start_iter == 0:
+            check_briefly(self.cfg, self.data_loader)
         super().train(self.start_iter, self.max_iter)
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(self.cfg, self._last_eval_results or {})
