@@ -1,4 +1,4 @@
-"""Trains a tiny detector for many steps, and fails when the memory of a process grows: `python -m tests.faults.soak`."""
+"""Trains a tiny detector for many steps; fails when a process grows in memory: `python -m tests.faults.soak`."""
 
 import argparse
 import logging
@@ -21,7 +21,7 @@ MODEL:
   RETINANET: {NUM_CLASSES: 6, NUM_CONVS: 1}
 DATASETS: {TRAIN: [shapes_train]}
 INPUT: {MIN_SIZE_TRAIN: [64]}
-SOLVER: {IMS_PER_BATCH: 2, BASE_LR: 0.005, WARMUP_ITERS: 50, CHECKPOINT_PERIOD: 500, MAX_TO_KEEP: 1}
+SOLVER: {IMS_PER_BATCH: 2, BASE_LR: 0.005, WARMUP_ITERS: 50, STEPS: [], CHECKPOINT_PERIOD: 500}
 SEED: 1
 """
 WARM_UP = 0.2  # Share of the steps in which buffers fill and allocators settle.
