@@ -46,6 +46,22 @@ def test_computing_again_changes_no_gradient_no_statistics_and_no_names(patterns
     assert again.stem[1].num_batches_tracked == 3
 
 
+def test_norm_that_is_another_one_in_each_call_begins_with_the_first_again():
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = CycleBatchNormList(2, num_features=4, affine=False)
+
+        def forward(self, levels):
+            return [self.norm(level) for level in levels]
+
+    model = nn.Sequential(Head())
+    checkpoint_activations(model, ["0"])
+    level = torch.randn(2, 4, 3, 3, requires_grad=True)
+    sum(x.square().mean() for x in model([level, level])).backward()
+    assert model[0].norm._next == 0
+
+
 def test_activations_of_the_modules_are_not_kept():
     def kept(patterns):
         torch.manual_seed(0)
