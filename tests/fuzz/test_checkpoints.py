@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from detlib.checkpoint import DetectionCheckpointer
+from detlib.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detlib.data.datasets.cifar import CIFAR10, register_cifar
 from detlib.data.preparation import load_proposals_into_dataset
 from detlib.utils import safe_pickle
 from detlib.utils.errors import CheckpointError, DetlibError
@@ -139,6 +141,24 @@ def test_proposals_with_other_values_are_loaded_or_refused(folder, tree):
         assert str(error)
     else:
         assert all(sample["proposal_boxes"].dtype.kind in "fiu" for sample in samples)
+
+
+CIFAR = {"data": np.zeros((2, 3072), dtype=np.uint8), "labels": [0, 1], "label_names": ["a", "b"]}
+
+
+@given(tree=mutated(CIFAR, values=WRONG))
+def test_cifar_with_other_values_is_loaded_or_refused(folder, tree):
+    (folder / CIFAR10.folder).mkdir(exist_ok=True)
+    for name in ("test_batch", "batches.meta"):
+        (folder / CIFAR10.folder / name).write_bytes(pickle.dumps(tree))
+    register_cifar("fuzzed_cifar", folder, "test")
+    try:
+        get_detection_dataset_dicts("fuzzed_cifar")
+    except DetlibError as error:
+        assert str(error)
+    finally:
+        DatasetCatalog.remove("fuzzed_cifar")
+        MetadataCatalog.remove("fuzzed_cifar")
 
 
 class Runs:

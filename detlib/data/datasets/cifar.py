@@ -112,4 +112,8 @@ def _read(root: str, version: CIFARVersion, file_name: str, keys: tuple[str, ...
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
         raise DatasetError(f"{path} lacks {', '.join(missing)}; is it of the 'python version', {version.url}?")
+    for key, kind in ((version.label_key, int), (version.names_key, str)):
+        values = content.get(key, [])
+        if not isinstance(values, list) or not all(type(value) is kind for value in values):
+            raise DatasetError(f"{path}: {key!r} is no list of {kind.__name__}; fetch {version.url} again")
     return content
