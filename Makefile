@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUTPUT ?= output/quickstart
+TIMES ?= 5
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format docs clean
+.PHONY: help install quickstart test faults lint format docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +29,9 @@ quickstart: install ## Train, evaluate and draw: RetinaNet on a small dataset th
 
 test: install lint ## Lint, then run all tests
 	$(BIN)/python -m pytest
+
+faults: install ## Kill, interrupt and damage small trainings, each way TIMES times, and print what survived
+	$(BIN)/python -m tests.faults.run --times $(TIMES)
 
 lint: install ## Check style and format
 	$(BIN)/ruff check .
