@@ -1,4 +1,5 @@
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,6 +134,10 @@ def test_part_of_a_step_that_is_not_finite_is_found():
     text = str(error_of(trainer_of(4, -9, 4, accumulation_steps=3)))
     assert "root (Root): 1 NaN" in text
     assert "Batch: 0.jpg, 1.jpg, 2.jpg" in text
+
+
+def test_losses_of_the_parts_of_a_step_are_averaged():
+    assert "Losses: loss=1." in str(error_of(trainer_of(4, 0, accumulation_steps=2)))  # (2 + 0) / 2
 
 
 def test_loss_that_is_checked_late_still_names_its_batch():
@@ -341,33 +346,50 @@ def test_numbers_of_unused_parameters_become_names():
     assert "unused.weight, unused.bias. " in str(error)
 
 
-def train_with_unused_parameters():
-    model = create_ddp_model(Net())
-    trainer = SimpleTrainer(model, Batches(4), torch.optim.SGD(model.parameters(), lr=0.1))
-    trainer.train(0, 3)
+class Selective(Net):
+    """Uses its last layer only for 16."""
+
+    def forward(self, batch):
+        losses = super().forward(batch)
+        return {"loss": losses["loss"] + self.unused(batch[0]["x"].view(1, 1)).sum()} if batch[0]["x"] == 16 else losses
 
 
-@needs_no_gpu
-def test_parameters_that_a_process_does_not_use_are_named_in_the_first_step():
-    with pytest.raises(
-        UnusedParametersError, match=r"iteration 0.*unused\.weight, unused\.bias.*has_unused_parameters"
-    ):
-        launch(train_with_unused_parameters, 2)
-
-
-def train_until_one_is_not_finite(folder):
+def fail_twice(folder):
     logging.getLogger("detlib").setLevel(logging.CRITICAL)
-    model = Net()
-    model.unused = nn.Identity()
+    is_second = comm.get_rank() == 1
     cfg = get_cfg()
     cfg.OUTPUT_DIR = folder
-    value = -9 if comm.get_rank() == 1 else 4
-    trainer_of(4, value, model=create_ddp_model(model), cfg=cfg).train(0, 3)
+    model = Net()
+    model.unused = nn.Identity()
+    trainer = trainer_of(4, -9 if is_second else 4, model=create_ddp_model(model), cfg=cfg)
+    (Path(folder) / f"error{comm.get_rank()}").write_text(str(error_of(trainer)))
+    trainer_of(4 if is_second else 16, model=create_ddp_model(Selective())).train(0, 3)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder that they wrote to, and the error that they ended with."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    with pytest.raises(DetlibError) as caught:
+        launch(fail_twice, 2, args=(str(folder),))
+    return folder, caught.value
 
 
 @needs_no_gpu
-def test_process_that_is_not_finite_is_told_and_writes_its_step(tmp_path):
-    with pytest.raises(NonFiniteLossError, match=r"(?s)iteration 1: loss=nan.*Process 1: First module.*root") as caught:
-        launch(train_until_one_is_not_finite, 2, args=(str(tmp_path),))
-    assert "Process 0" not in str(caught.value)
-    assert [path.name for path in (tmp_path / "faults").iterdir()] == ["iteration_0000001_rank1.pth"]
+def test_process_that_is_not_finite_is_told_by_all_and_writes_its_step(two_processes):
+    folder, _ = two_processes
+    text = (folder / "error0").read_text()
+    assert text == (folder / "error1").read_text()
+    assert "iteration 1: loss=nan" in text
+    assert "Process 1: First module whose output is not finite: root (Root)" in text
+    assert "Process 1: Batch: 1.jpg" in text
+    assert "Process 0" not in text
+    assert [path.name for path in (folder / "faults").iterdir()] == ["iteration_0000001_rank1.pth"]
+
+
+@needs_no_gpu
+def test_parameters_that_one_process_does_not_use_are_named_in_place_of_waiting_for_them(two_processes):
+    _, error = two_processes
+    assert isinstance(error, UnusedParametersError)
+    assert "2 parameters of Selective had no part in the loss of process 1 in iteration 0" in str(error)
+    assert "unused.weight, unused.bias. " in str(error)

@@ -23,7 +23,7 @@ __all__ = ["NonFiniteLossError", "check_gradients", "check_losses", "describe_tr
 logger = logging.getLogger(__name__)
 
 FOLDER = "faults"  # in OUTPUT_DIR
-MAX_NAMES = 16  # of files, in a message
+MAX_NAMES = 64  # of files, in a message
 
 
 class NonFiniteLossError(NonFiniteError):
