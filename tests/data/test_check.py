@@ -256,10 +256,11 @@ def test_quick_check_reads_headers_only(coco):
     assert kinds(check_datasets(cfg, quick=True)) == {"image-size"}
 
 
-def test_workers_find_the_same(coco):
+def test_workers_find_the_same(coco, monkeypatch):
     cfg = config(coco(change=truncate))
     alone = check_datasets(cfg).findings
     cfg.DATALOADER.NUM_WORKERS = 1
+    monkeypatch.setattr("detlib.data.check.images.MIN_IMAGES_PER_WORKER", 1)
     assert check_datasets(cfg).findings == alone != []
 
 

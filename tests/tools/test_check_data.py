@@ -1,11 +1,16 @@
 import json
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from detlib.data import DatasetCatalog, MetadataCatalog
+from detlib.data.check import KINDS
+
+PAGE = (Path(__file__).parents[2] / "docs/tutorials/checking_data.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def test_sound_data_gives_the_numbers_and_status_0(call_tool, cells):
     done = call_tool("check_data", *cells())
     assert done.status == 0, done.err
     assert "cells_of_tool (train): 2 images, 2 objects" in done.out
-    assert "0 errors, 0 warnings, 0 notes in 1 datasets" in done.out
+    assert "0 errors, 0 warnings, 0 notes in 1 dataset" in done.out
 
 
 def test_errors_give_status_1_and_are_all_told(call_tool, cells, tmp_path):
@@ -64,7 +69,7 @@ def test_warnings_count_if_it_is_to_be_strict(call_tool, cells, options, status)
         "check_data", *options, *cells(lambda content: content["annotations"][0].update(bbox=[1, 1, 0, 2]))
     )
     assert done.status == status
-    assert "1 warnings" in done.out
+    assert "1 warning," in done.out
 
 
 def test_other_number_of_classes_than_the_model_has_is_an_error(call_tool, cells, config_file):
@@ -86,3 +91,25 @@ def test_mistakes_of_the_user_are_told_in_one_line_with_status_2(call_tool, args
     assert done.status == 2
     (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert message in line
+
+
+def test_tutorial_prints_what_it_shows_and_its_python_finds_the_damaged_image(call_tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw, config, shown, snippet = re.findall(r"```(?:python|yaml|text)\n(.*?)```", PAGE, flags=re.DOTALL)
+    exec(draw, {})
+    (tmp_path / "cells.yaml").write_text(config)
+    names = {}
+    try:
+        done = call_tool("check_data", "--config-file", "cells.yaml")
+        exec(snippet, names)
+    finally:
+        DatasetCatalog.pop("cells", None)
+        MetadataCatalog.pop("cells", None)
+    assert done.out.replace(str(tmp_path), "/home/me") == shown
+    assert done.status == 1
+    assert names["damaged"] == [str(tmp_path / "cells/2.png")]
+
+
+def test_table_of_the_tutorial_has_all_kinds():
+    rows = [f"| `{name}` | {kind.severity} | {kind.title} | {kind.remedy} |" for name, kind in KINDS.items()]
+    assert [line for line in PAGE.splitlines() if line.startswith("| `")] == rows

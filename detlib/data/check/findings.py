@@ -167,8 +167,8 @@ class Report:
 
     @property
     def summary(self) -> str:
-        parts = [f"{self.count(severity)} {severity}s" for severity in SEVERITIES]
-        return f"{', '.join(parts)} in {len(self.datasets)} datasets"
+        parts = [_numbered(self.count(severity), severity) for severity in SEVERITIES]
+        return f"{', '.join(parts)} in {_numbered(len(self.datasets), 'dataset')}"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -187,9 +187,13 @@ class Report:
         return "\n\n".join([*parts, self.summary])
 
 
+def _numbered(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def _text_of_dataset(dataset: DatasetSummary) -> str:
-    objects = f", {dataset.num_objects} objects" if dataset.unit == "objects" else ""
-    text = f"{dataset.name} ({', '.join(dataset.roles)}): {dataset.num_images} images{objects}"
+    objects = f", {_numbered(dataset.num_objects, 'object')}" if dataset.unit == "objects" else ""
+    text = f"{dataset.name} ({', '.join(dataset.roles)}): {_numbered(dataset.num_images, 'image')}{objects}"
     counts = list(dataset.class_counts.items())
     if not counts:
         return text

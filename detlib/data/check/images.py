@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +14,13 @@ from detlib.data.check.dataset import CheckedDataset, Settings
 from detlib.data.image_reading import SizeMismatchError, check_image_size, image_of, open_image
 from detlib.data.label_maps import read_segment_ids, semantic_labels_of
 from detlib.data.view_mapper import ANNOTATION_KEYS
-from detlib.utils.errors import DatasetError, MissingFileError
+from detlib.utils.errors import DatasetError, DetlibError, MissingFileError
 from detlib.utils.file_io import PathManager
 
 __all__ = ["ImageFacts", "find_image_mistakes", "look_at_image", "report_image_facts"]
 
 EXIF_ORIENTATION = 0x0112
+MIN_IMAGES_PER_WORKER = 50
 LABEL_KEYS = ("sem_seg_file_name", "pan_seg_file_name")
 
 
@@ -50,11 +52,11 @@ def look_at_image(sample: dict[str, Any], image_format: str = "BGR", quick: bool
         if not quick:
             size = image_of(sample, image_format).shape[:2]
             facts.digest = _digest(sample)
-    except MissingFileError as error:
-        facts.problems.append(("image-missing", str(error), None))
+    except MissingFileError:
+        facts.problems.append(("image-missing", "there is no such file", None))
         return facts
     except Exception as error:  # A damaged file may bring a decoder to raise anything.
-        facts.problems.append(("image-unreadable", _told(error), None))
+        facts.problems.append(("image-unreadable", _told(error, sample), None))
         return facts
     if size is not None:
         _compare_sizes(sample, size, facts)
@@ -102,7 +104,7 @@ def _look_at_labels(sample: dict[str, Any], size: tuple[int, int], quick: bool, 
         labels = semantic_labels_of(sample)
         shape = read_segment_ids(sample["pan_seg_file_name"]).shape if labels is None else labels.shape
     except Exception as error:  # As above.
-        facts.problems.append(("labels-unreadable", _told(error), None))
+        facts.problems.append(("labels-unreadable", _told(error, {}), None))
         return
     if shape != tuple(size):
         message = f"{paths[0]} is {shape[0]} x {shape[1]} (height x width), the image {size[0]} x {size[1]}"
@@ -110,8 +112,12 @@ def _look_at_labels(sample: dict[str, Any], size: tuple[int, int], quick: bool, 
     facts.labels = () if labels is None else tuple(np.unique(labels).tolist())
 
 
-def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, ValueError | OSError) and str(error) else repr(error)
+def _told(error: Exception, sample: dict[str, Any]) -> str:
+    """The message without the file of the image, which a finding has anyway."""
+    if not isinstance(error, DetlibError):
+        return repr(error)
+    text = str(error).removeprefix("image ").removeprefix(sample.get("file_name", "")).lstrip(" :")
+    return f"it {text}" if text.startswith("is ") else text
 
 
 def _digest(sample: dict[str, Any]) -> str:
@@ -143,7 +149,9 @@ def _slim(sample: dict[str, Any]) -> dict[str, Any]:
 
 def find_image_mistakes(data: CheckedDataset, settings: Settings) -> Iterator[ImageFacts]:
     """Report on all files of a dataset, and give what was seen, sample by sample."""
-    workers = {"num_workers": settings.num_workers, "timeout": settings.timeout} if settings.num_workers else {}
+    # To start a worker takes as long as some images do.
+    num_workers = min(settings.num_workers, os.cpu_count() or 1, len(data.samples) // MIN_IMAGES_PER_WORKER)
+    workers = {"num_workers": num_workers, "timeout": settings.timeout} if num_workers else {}
     seen = DataLoader(_Files(data.samples, settings), batch_size=None, **workers)
     index = -1
     try:
