@@ -373,3 +373,13 @@ def test_predictor_takes_the_augmentations_of_the_config(tiny_cfg, image):
 def test_predictor_has_the_resizing_that_scripts_ask_for(tiny_cfg, image):
     transform = DefaultPredictor(tiny_cfg).aug.get_transform(image)
     assert transform.apply_image(image).shape[0] == 64
+
+
+@pytest.mark.parametrize("start_iter", [0, 2])
+def test_data_is_looked_at_before_the_first_step_but_not_when_resumed(cfg, monkeypatch, start_iter):
+    looked = []
+    monkeypatch.setattr("detlib.engine.defaults.check_briefly", lambda *args: looked.append(args))
+    trainer = ToyTrainer(cfg)
+    trainer.start_iter = start_iter
+    trainer.train()
+    assert looked == ([(cfg, trainer.data_loader)] if start_iter == 0 else [])
