@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import yaml
 
 import detlib
+from detlib.config import safe_yaml
 
 __all__ = ["METADATA_KEY", "differences_of_trainings", "differences_of_weights", "warn_of_differences", "with_versions"]
 
@@ -124,7 +124,7 @@ def _differences_of_configs(stored: Any, own: str | None) -> Iterator[str]:
 
 def _parsed(config: Any) -> Any:
     try:
-        return yaml.load(config, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return safe_yaml.load(config, "config")
     except Exception:  # It is as foreign as the file that it comes from.
         return None
 

@@ -1,6 +1,7 @@
 """Whatever is in a checkpoint or a pickle, it is loaded or refused by an error of detlib's, and runs no code."""
 
 import io
+import itertools
 import os
 import pickle
 import zipfile
@@ -206,3 +207,16 @@ def test_no_pickle_runs_code(tmp_path, number):
         with pytest.raises(CheckpointError):
             load_proposals_into_dataset([{"image_id": 1}], str(tmp_path / name))
     assert not marker.exists()
+
+
+def test_config_in_a_checkpoint_cannot_multiply(folder, caplog):
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    lines = (f"{b}: &{b} {{p: *{a}, q: *{a}, r: *{a}}}\n" for a, b in itertools.pairwise(letters))
+    bomb = "a: &a {x: 1}\n" + "".join(lines)
+    own = model()
+    optimizer = torch.optim.SGD(own.parameters(), lr=0.1, momentum=0.9)
+    torch.save({**content(), "detlib": {"config": bomb}}, folder / "a.pth")
+    checkpointer = DetectionCheckpointer(own, optimizer=optimizer)
+    checkpointer.metadata = {"config": "SEED: 1"}
+    assert checkpointer.load(str(folder / "a.pth"))["iteration"] == 3
+    assert "SEED was not there and is 1" in caplog.text
