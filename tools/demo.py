@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from detlib import model_zoo
 from detlib.config import CfgNode, get_cfg
-from detlib.data import DatasetCatalog, Metadata, MetadataCatalog
+from detlib.data import DatasetCatalog, Metadata
 from detlib.data.datasets.register import register_datasets
 from detlib.data.detection_utils import image_of
 from detlib.engine import DefaultPredictor
@@ -106,12 +106,14 @@ def run() -> None:
     if args.input or args.dataset:
         images = (find_images(args.input) if args.input else images_of_dataset(args.dataset))[: args.limit]
         targets = plan_targets(images, args)
-        predictor = confident_predictor(cfg, args.confidence_threshold)
-        records = predict_images(predictor, class_metadata(cfg), images, targets)
+        predictor = DefaultPredictor(cfg)
+        predict = confident(predictor, args.confidence_threshold)
+        records = predict_images(predict, class_metadata(predictor), images, targets)
     else:
         capture = open_capture(args)
-        predictor = confident_predictor(cfg, args.confidence_threshold)
-        records = predict_video(predictor, class_metadata(cfg), capture, args)
+        predictor = DefaultPredictor(cfg)
+        predict = confident(predictor, args.confidence_threshold)
+        records = predict_video(predict, class_metadata(predictor), capture, args)
     if args.json:
         write_json(records, args.json)
 
@@ -140,16 +142,13 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def class_metadata(cfg: CfgNode) -> Metadata:
+def class_metadata(predictor: DefaultPredictor) -> Metadata:
     """Names and colours of the classes; datasets in COCO's format have them in their file."""
-    if not cfg.DATASETS.TEST:
-        return Metadata()
-    name = cfg.DATASETS.TEST[0]
-    metadata = MetadataCatalog.get(name)
+    metadata = predictor.metadata
     has_names = any(metadata.get(kind) is not None for kind in ("thing_classes", "stuff_classes", "classes"))
-    if not has_names and name in DatasetCatalog:
+    if not has_names and metadata.name in DatasetCatalog:
         try:
-            DatasetCatalog.get(name)
+            DatasetCatalog.get(metadata.name)
         except DetlibError as error:
             print(f"Classes are shown as numbers, as their names cannot be read: {error}")
     return metadata
@@ -219,9 +218,8 @@ def unique_names(images: list[dict[str, Any]]) -> Iterator[str]:
         yield name
 
 
-def confident_predictor(cfg: CfgNode, threshold: float) -> Predictor:
-    """A predictor that leaves out objects below a score, also where a node of a graph has a threshold of its own."""
-    predictor = DefaultPredictor(cfg)
+def confident(predictor: Predictor, threshold: float) -> Predictor:
+    """Leaves out objects below a score, also where a node of a graph has a threshold of its own."""
 
     def predict(image_bgr: np.ndarray) -> dict[str, Any]:
         outputs = predictor(image_bgr)

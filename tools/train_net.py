@@ -18,6 +18,7 @@ from detlib.checkpoint import DetectionCheckpointer
 from detlib.config import CfgNode, get_cfg
 from detlib.config.config import format_with_origins
 from detlib.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
+from detlib.engine.checkpoint_metadata import checkpoint_metadata
 from detlib.engine.ema import load_averages
 from detlib.engine.setup import run_tool
 from detlib.evaluation import DatasetEvaluator, build_evaluator, verify_results
@@ -108,6 +109,7 @@ def evaluate(cfg: CfgNode, resume: bool) -> Mapping[str, Any]:
     if cfg.TEST.AUG.ENABLED:
         with_test_time_augmentation(cfg, model)  # What cannot be done shall fail before the first evaluation.
     checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer.metadata = checkpoint_metadata(cfg, cfg.DATASETS.TEST)
     load_averages(cfg, model, checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume))
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:

@@ -2,9 +2,11 @@
 
 import contextlib
 import difflib
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +15,7 @@ import torch
 from iopath.common.file_io import PathManager as PathManagerBase
 
 from detlib.checkpoint.digest import check_digest, write_with_digest
+from detlib.checkpoint.metadata import METADATA_KEY
 from detlib.utils import comm, safe_pickle
 from detlib.utils.errors import CheckpointError, DamagedCheckpointError, DetlibError, MissingFileError
 
@@ -24,6 +27,7 @@ __all__ = [
     "unreadable_types",
     "write_atomically",
     "write_checkpoint",
+    "write_safetensors",
 ]
 
 logger = logging.getLogger(__name__)
@@ -147,6 +151,23 @@ def write_checkpoint(path_manager: PathManagerBase, path: str, data: dict[str, A
         )
 
 
+def write_safetensors(
+    path_manager: PathManagerBase, path: str, weights: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]
+) -> None:
+    """Write weights alone to a ``.safetensors`` file, which other software reads too.
+
+    Args:
+        metadata: values that JSON has; what :func:`read_checkpoint` gives under :data:`~metadata.METADATA_KEY`.
+    """
+    _check_safetensors(path)
+    from safetensors.torch import save
+
+    # Those that share memory, as under two names, are not admitted.
+    tensors = {name: weight.detach().cpu().contiguous().clone() for name, weight in weights.items()}
+    content = save(tensors, {"format": "pt", METADATA_KEY: json.dumps(metadata)})
+    write_atomically(path_manager, path, lambda f: f.write(content))
+
+
 def unreadable_types(path: str) -> list[str]:
     """Names of the types in a ``torch.save`` file that :func:`read_checkpoint` would refuse."""
     with torch.serialization.safe_globals(_NUMPY_TYPES):
@@ -172,14 +193,23 @@ def _read_pickle(path: str) -> Any:
 
 
 def _read_safetensors(path: str) -> Any:
+    _check_safetensors(path)
+    from safetensors import safe_open
+
     try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise CheckpointError(f"{path} needs the package safetensors; install it: pip install safetensors") from error
-    try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (It is no dict.)
+            if METADATA_KEY not in metadata:
+                return weights
+            return {"model": weights, METADATA_KEY: json.loads(metadata[METADATA_KEY])}
     except Exception as error:  # SafetensorError is not exported from a stable place.
         raise _damaged(path, error) from error
+
+
+def _check_safetensors(path: str) -> None:
+    if find_spec("safetensors") is None:
+        raise CheckpointError(f"{path} needs the package safetensors; install it: pip install safetensors")
 
 
 def _read_torch(path: str) -> Any:

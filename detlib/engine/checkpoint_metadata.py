@@ -1,20 +1,24 @@
 """What checkpoints say of the config and the data that their training had."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from detlib.checkpoint.metadata import METADATA_KEY
 from detlib.config import CfgNode
-from detlib.data import MetadataCatalog
+from detlib.data import DatasetCatalog, Metadata
 from detlib.data.fingerprint import fingerprints_of
+from detlib.engine.setup import classes_of_dataset
 from detlib.modeling.meta_arch.build import class_options
 
-__all__ = ["checkpoint_metadata"]
+__all__ = ["checkpoint_metadata", "with_classes_of_checkpoint"]
+
+KINDS = ("thing_classes", "stuff_classes", "classes")
 
 
 def checkpoint_metadata(cfg: CfgNode, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Plain values for :attr:`detlib.checkpoint.DetectionCheckpointer.metadata`.
 
-    No dataset is loaded for it: class names and fingerprints are those that are known.
+    Fingerprints are those of datasets that were loaded. For class names, one is loaded if they are not known.
 
     Args:
         names: of the datasets that the model is for; None for those of DATASETS.TRAIN.
@@ -34,13 +38,24 @@ def checkpoint_metadata(cfg: CfgNode, names: Sequence[str] | None = None) -> dic
     }
 
 
+def with_classes_of_checkpoint(metadata: Metadata, checkpoint: Mapping[str, Any]) -> Metadata:
+    """The metadata of a dataset; or, if nothing is known of it, a copy with the class names of a checkpoint."""
+    if metadata.name in DatasetCatalog or any(metadata.get(kind) is not None for kind in KINDS):
+        return metadata
+    stored = checkpoint.get(METADATA_KEY)
+    classes = stored.get("classes") if isinstance(stored, Mapping) else None
+    if not isinstance(classes, Mapping):
+        return metadata
+    found = {kind: classes[kind] for kind in KINDS if isinstance(classes.get(kind), list)}
+    return Metadata(**{**metadata.as_dict(), **found})
+
+
 def _classes(cfg: CfgNode, names: Sequence[str]) -> dict[str, list[str]]:
     """Class names by what metadata calls them, of the first dataset that the model's option is for."""
     found: dict[str, list[str]] = {}
     for option in class_options(cfg):
         for name in names:
-            metadata = MetadataCatalog.get(name)
-            classes = metadata.get(option.kind)
-            if classes is not None and (not option.tasks or metadata.get("task", option.tasks[0]) in option.tasks):
+            classes = classes_of_dataset(name, option)
+            if classes is not None:
                 found.setdefault(option.kind, [str(label) for label in classes])
     return found

@@ -12,6 +12,7 @@ from detlib.data import MetadataCatalog
 from detlib.data import transforms as T
 from detlib.data.datasets.register import register_datasets
 from detlib.data.detection_utils import build_augmentation
+from detlib.engine.checkpoint_metadata import checkpoint_metadata, with_classes_of_checkpoint
 from detlib.modeling import build_model
 from detlib.utils.errors import ConfigError
 
@@ -26,7 +27,8 @@ class DefaultPredictor:
     >>> predictor = DefaultPredictor(cfg)
     >>> instances = predictor(cv2.imread("image.jpg"))["instances"]
 
-    It loads ``MODEL.WEIGHTS``; ``metadata`` is that of the first dataset in ``DATASETS.TEST``.
+    It loads ``MODEL.WEIGHTS``; ``metadata`` is that of the first dataset in ``DATASETS.TEST``. If that is unknown, it
+    has the names of the classes that are in the checkpoint.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -43,7 +45,9 @@ class DefaultPredictor:
         self.model.eval()
         if not cfg.MODEL.WEIGHTS:
             logger.warning("MODEL.WEIGHTS is empty: predictions come from random weights.")
-        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        checkpointer = DetectionCheckpointer(self.model)
+        checkpointer.metadata = checkpoint_metadata(cfg, names=())
+        self.metadata = with_classes_of_checkpoint(self.metadata, checkpointer.load(cfg.MODEL.WEIGHTS))
 
     def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
         """

@@ -33,6 +33,7 @@ from detlib.utils.logger import setup_logger
 __all__ = [
     "add_overrides",
     "check_num_classes",
+    "classes_of_dataset",
     "create_ddp_model",
     "default_argument_parser",
     "default_setup",
@@ -207,7 +208,7 @@ def _check_num_classes(cfg: CfgNode, option: ClassOption) -> None:
     names = (*cfg.DATASETS.TRAIN, *(cfg.DATASETS.TEST if option.kind == "classes" else ()))
     fitting: tuple[str, Sequence[str]] | None = None  # The first dataset that fits the model.
     for name in names:
-        classes = _classes_of_dataset(name, option)
+        classes = classes_of_dataset(name, option)
         if classes is None:
             continue
         if len(classes) == option.num_classes:
@@ -302,7 +303,8 @@ def _save_config(cfg: CfgNode, command: str, keep: bool) -> None:
     logger.info("The config is in %s", path)
 
 
-def _classes_of_dataset(name: str, option: ClassOption) -> list[str] | None:
+def classes_of_dataset(name: str, option: ClassOption) -> Sequence[str] | None:
+    """The class names that an option of a model counts, for which the dataset may have to be read; None if unknown."""
     if name not in DatasetCatalog.list():  # A project may feed its own loader.
         return None
     metadata = MetadataCatalog.get(name)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from detlib.checkpoint import DetectionCheckpointer
-from detlib.data import DatasetCatalog
+from detlib.data import DatasetCatalog, Metadata
 from detlib.modeling import build_model
 
 
@@ -178,6 +178,8 @@ def test_zoo_takes_config_and_weights_by_name(call_tool, photos, monkeypatch):
     asked = []
 
     class Predictor:
+        metadata = Metadata()
+
         def __init__(self, cfg):
             asked.append((cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.WEIGHTS, cfg.MODEL.RETINANET.SCORE_THRESH_TEST))
 
