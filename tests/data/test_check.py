@@ -138,6 +138,7 @@ MISTAKES = {
     "no_keypoints": (without("keypoints"), "keypoints-missing"),
     "seven_values": (of_annotation(keypoints=[1] * 7), "bad-entry"),
     "one_keypoint": (of_annotation(keypoints=[1, 1, 2]), "keypoints-count"),
+    "no_keypoint_names": (lambda content, folder: content["categories"][0].pop("keypoints"), "keypoints-missing"),
     "keypoint_outside": (of_annotation(keypoints=[1, 1, 2, 30, 2, 1]), "keypoints-outside"),
     "no_file": (of_image(file_name="3.png"), "image-missing"),
     "cut_off": (truncate, "image-unreadable"),
