@@ -4,7 +4,6 @@ Shapes: H x W pixels, G segments of the ground truth and P predicted ones in an 
 """
 
 import itertools
-import json
 import logging
 import os
 from collections import OrderedDict
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from detlib.data import MetadataCatalog
+from detlib.data.datasets.json_files import read_json
 from detlib.data.datasets.paths import Folder
 from detlib.data.label_maps import read_segment_ids
 from detlib.evaluation.evaluator import DatasetEvaluator
@@ -75,7 +75,10 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._dataset_name = dataset_name
         self._metadata = MetadataCatalog.get(dataset_name)
         self._output_dir = output_dir
-        content = _read_panoptic_json(dataset_name, self._metadata.get("panoptic_json"))
+        panoptic_json = self._metadata.get("panoptic_json")
+        content = _read_panoptic_json(dataset_name, panoptic_json)
+        allow_outside = self._metadata.get("allow_outside", False)
+        self._label_maps = Folder(self._metadata.panoptic_root, panoptic_json, allow_outside, "panoptic_root")
         self._categories = content["categories"]
         self._index_of_category = {category["id"]: i for i, category in enumerate(self._categories)}
         self._annotations = {annotation["image_id"]: annotation for annotation in content.get("annotations", ())}
@@ -166,8 +169,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                 "than the evaluator was made for?"
             )
         annotation = self._annotations[image_id]
-        label_maps = Folder(self._metadata.panoptic_root, self._metadata.panoptic_json, argument="panoptic_root")
-        path = label_maps.join(annotation["file_name"], f"image {image_id!r}")
+        path = self._label_maps.join(annotation["file_name"], f"image {image_id!r}")
         gt_ids = read_segment_ids(path)
         if gt_ids.shape != ids.shape:
             raise DatasetError(
@@ -283,9 +285,8 @@ def _read_panoptic_json(dataset_name: str, path: str | None) -> dict[str, Any]:
         raise DatasetError(f"{dataset_name!r} has no panoptic_json in its metadata; register it with it")
     if not PathManager.isfile(path):
         raise MissingFileError(f"panoptic annotation file {path!r} of {dataset_name!r} does not exist; check the path")
-    with PathManager.open(path) as file:
-        content = json.load(file)
-    if "categories" not in content:
+    content = read_json(path)
+    if not isinstance(content, dict) or "categories" not in content:
         raise DatasetError(f"{path} has no 'categories' with id and isthing, which panoptic quality needs")
     return content
 

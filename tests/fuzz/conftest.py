@@ -9,7 +9,7 @@ _EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
 
 settings.register_profile(
     "fuzz",
-    max_examples=_EXAMPLES or 40,
+    max_examples=_EXAMPLES or 30,
     derandomize=not _EXAMPLES,
     database=None,
     deadline=None,

@@ -26,6 +26,7 @@ def register_coco_panoptic(
     panoptic_root: str,
     panoptic_json: str,
     instances_json: str | None = None,
+    allow_outside: bool = False,
 ) -> None:
     """Register a panoptic dataset whose samples have ``pan_seg_file_name`` and ``segments_info``.
 
@@ -36,8 +37,11 @@ def register_coco_panoptic(
         panoptic_root: folder of the PNG files.
         panoptic_json: description of all segments.
         instances_json: the same things in COCO's instance format, for evaluation of boxes and masks.
+        allow_outside: whether file names may lead out of these folders, as for :func:`load_coco_json`.
     """
-    DatasetCatalog.register(name, lambda: load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, metadata))
+    DatasetCatalog.register(
+        name, lambda: load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, metadata, allow_outside)
+    )
     MetadataCatalog.get(name).set(
         panoptic_root=panoptic_root,
         image_root=image_root,
@@ -46,6 +50,7 @@ def register_coco_panoptic(
         evaluator_type="coco_panoptic_seg",
         ignore_label=255,
         label_divisor=1000,
+        allow_outside=allow_outside,
         **metadata,
     )
 
@@ -58,6 +63,7 @@ def register_coco_panoptic_separated(
     panoptic_json: str,
     sem_seg_root: str,
     instances_json: str,
+    allow_outside: bool = False,
 ) -> None:
     """Register a panoptic dataset as Panoptic FPN learns it: things as instances, stuff as a label map.
 
@@ -72,12 +78,14 @@ def register_coco_panoptic_separated(
         panoptic_json: description of all segments.
         sem_seg_root: folder of the label maps.
         instances_json: the things in COCO's instance format.
+        allow_outside: whether file names may lead out of these folders, as for :func:`load_coco_json`.
     """
     separated, stuff_only = f"{name}_separated", f"{name}_stuffonly"
     DatasetCatalog.register(
         separated,
         lambda: with_label_maps(
-            load_coco_json(instances_json, image_root, separated), load_sem_seg(sem_seg_root, image_root)
+            load_coco_json(instances_json, image_root, separated, allow_outside=allow_outside),
+            load_sem_seg(sem_seg_root, image_root),
         ),
     )
     MetadataCatalog.get(separated).set(
@@ -88,6 +96,7 @@ def register_coco_panoptic_separated(
         json_file=instances_json,
         evaluator_type="coco_panoptic_seg",
         ignore_label=255,
+        allow_outside=allow_outside,
         **metadata,
     )
     DatasetCatalog.register(stuff_only, lambda: load_sem_seg(sem_seg_root, image_root))

@@ -54,7 +54,9 @@ VERSION_FILES = {
 FIRST_WINDOW = 1 << 20
 
 
-def register_lvis_instances(name: str, metadata: dict[str, Any], json_file: str, image_root: str) -> None:
+def register_lvis_instances(
+    name: str, metadata: dict[str, Any], json_file: str, image_root: str, allow_outside: bool = False
+) -> None:
     """Register a dataset in LVIS's format. No file is read before the dataset or its class names are asked for.
 
     Args:
@@ -63,8 +65,11 @@ def register_lvis_instances(name: str, metadata: dict[str, Any], json_file: str,
             ``thing_dataset_id_to_contiguous_id`` and ``class_image_count`` comes from ``json_file``.
         json_file: annotations.
         image_root: folder that holds ``train2017`` and the like, as the images' ``coco_url`` names them.
+        allow_outside: whether file names may lead out of that folder, as for :func:`load_coco_json`.
     """
-    register_lvis_with_categories_of(name, metadata, json_file, image_root, [os.fspath(json_file)])
+    register_lvis_with_categories_of(
+        name, metadata, json_file, image_root, [os.fspath(json_file)], allow_outside=allow_outside
+    )
 
 
 def register_lvis_with_categories_of(
@@ -74,6 +79,7 @@ def register_lvis_with_categories_of(
     image_root: str,
     category_files: Sequence[str],
     root: str | None = None,
+    allow_outside: bool = False,
 ) -> None:
     """Register as :func:`register_lvis_instances` does, with categories of the first of several files that exists.
 
@@ -82,10 +88,10 @@ def register_lvis_with_categories_of(
         root: folder of datasets, for the error when none exists; None for own data.
     """
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
-    DatasetCatalog.register(name, lambda: load_lvis_json(json_file, image_root, name))
+    DatasetCatalog.register(name, lambda: load_lvis_json(json_file, image_root, name, allow_outside=allow_outside))
     read = functools.partial(_metadata_of_files, tuple(category_files), f"metadata of dataset {name!r}", root)
     set_lazy_metadata(name, LAZY_KEYS, read).set(
-        json_file=json_file, image_root=image_root, evaluator_type="lvis", **metadata
+        json_file=json_file, image_root=image_root, allow_outside=allow_outside, evaluator_type="lvis", **metadata
     )
 
 

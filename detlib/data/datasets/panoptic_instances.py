@@ -50,6 +50,7 @@ def register_panoptic_with_instances(
         json_file=instances_json,
         evaluator_type="coco_panoptic_seg",
         ignore_label=255,
+        allow_outside=allow_outside,
     )
 
 
