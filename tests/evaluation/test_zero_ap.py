@@ -108,3 +108,9 @@ def test_boxes_without_any_order_are_a_matter_of_training(explain):
 def test_one_class_for_all_is_a_matter_of_training(explain):
     text = explain(lambda boxes: boxes[1:], classes=(0, 0))
     assert "only 0 with the right one: most are called circle, so that the classes have not been learnt yet" in text
+
+
+def test_boxes_of_low_scores_count_for_nothing_as_some_fit_by_chance(explain):
+    wrong = torch.tensor([[0.0, 90, 3, 99]]).expand(9, 4)
+    text = explain(lambda boxes: torch.cat([wrong, boxes]), classes=[*[0] * 9, 2, 0, 1])
+    assert "Neither classes nor boxes look mistaken" in text

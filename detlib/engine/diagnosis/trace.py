@@ -105,7 +105,7 @@ def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """Compiled code would pass by the hooks."""
+    """Code that was compiled without hooks may pass by them, and to compile it again takes minutes."""
     set_stance = getattr(torch.compiler, "set_stance", None)  # from torch 2.6 on
     return set_stance("force_eager") if set_stance else nullcontext()
 
