@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from detlib.checkpoint import DetectionCheckpointer
-from detlib.engine import preemption_hook
+from detlib.engine import launch, preemption_hook
 from detlib.engine.hooks import CallbackHook, EvalHook, PreemptionHook
 from detlib.engine.preemption_hook import TrainingPreempted
+from detlib.utils import comm
 from tests.engine.toy import toy_trainer
 
 
@@ -155,3 +156,18 @@ def test_first_signal_to_a_program_saves_and_a_second_one_ends_it_at_once(tmp_pa
     told = capfd.readouterr().err
     assert "SIGTERM: saving a checkpoint after this iteration" in told
     assert "SIGTERM again: ending at once" in told
+
+
+def train_in_this_process(folder):
+    """Process 1 alone is told to end, in iteration 2."""
+    signals = (signal.SIGTERM,) if comm.get_rank() == 1 else ()
+    train(
+        folder, CallbackHook(after_train=lambda trainer: (folder / f"ended{comm.get_rank()}").touch()), signals=signals
+    )
+
+
+def test_signal_to_one_process_ends_all_of_them_after_the_same_step(tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        launch(train_in_this_process, 2, args=(tmp_path,))
+    assert ended.value.code == 143
+    assert {file.name for file in tmp_path.iterdir()} == {"model_0000002.pth", "last_checkpoint", "ended0", "ended1"}
