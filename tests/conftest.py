@@ -5,8 +5,7 @@ from detlib.config import get_cfg
 from detlib.structures import Boxes, Instances
 
 
-@pytest.fixture
-def tiny_cfg():
+def build_tiny_cfg():
     """RetinaNet with a narrow ResNet-18, 3 classes and 64-pixel images, on the CPU."""
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
@@ -30,10 +29,9 @@ def tiny_cfg():
     return cfg
 
 
-@pytest.fixture
-def tiny_rcnn_cfg(tiny_cfg):
+def build_tiny_rcnn_cfg():
     """Faster R-CNN with the backbone of ``tiny_cfg``; MASK_ON and KEYPOINT_ON give it small further heads."""
-    cfg = tiny_cfg
+    cfg = build_tiny_cfg()
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16], [32], [64]]
@@ -57,6 +55,11 @@ def tiny_rcnn_cfg(tiny_cfg):
     return cfg
 
 
+# As functions, too, since other processes have no fixtures.
+tiny_cfg = pytest.fixture(build_tiny_cfg, name="tiny_cfg")
+tiny_rcnn_cfg = pytest.fixture(build_tiny_rcnn_cfg, name="tiny_rcnn_cfg")
+
+
 @pytest.fixture
 def tiny_semantic_cfg(tiny_cfg):
     """A semantic segmentor of 4 classes with the backbone of ``tiny_cfg``."""
@@ -70,16 +73,17 @@ def tiny_semantic_cfg(tiny_cfg):
     return cfg
 
 
+def make_sample(height, width, boxes_xyxy=(), classes=(), seed=0):
+    """A training sample, whose picture depends on its size and the seed."""
+    generator = torch.Generator().manual_seed(height * 1000 + width + seed)
+    image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+    boxes = Boxes(torch.tensor(boxes_xyxy, dtype=torch.float32).reshape(-1, 4))
+    classes = torch.tensor(classes, dtype=torch.int64)
+    instances = Instances((height, width), gt_boxes=boxes, gt_classes=classes)
+    return {"image": image, "height": height, "width": width, "instances": instances}
+
+
 @pytest.fixture
 def sample():
     """Makes a training sample: ``sample(height, width, boxes_xyxy, classes)``."""
-
-    def make(height, width, boxes_xyxy=(), classes=()):
-        generator = torch.Generator().manual_seed(height * 1000 + width)
-        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
-        boxes = Boxes(torch.tensor(boxes_xyxy, dtype=torch.float32).reshape(-1, 4))
-        classes = torch.tensor(classes, dtype=torch.int64)
-        instances = Instances((height, width), gt_boxes=boxes, gt_classes=classes)
-        return {"image": image, "height": height, "width": width, "instances": instances}
-
-    return make
+    return make_sample

@@ -4,6 +4,7 @@ import glob
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,7 +80,9 @@ def read_shards(folder: str, digests: Mapping[str, str], mesh: DeviceMesh | None
             parts[key] = torch.empty(size, dtype=dtype)
         else:
             parts[key] = empty_dtensor(size, dtype=dtype, device_mesh=mesh, placements=[Shard(0)])
-    dcp.load(parts, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # Meant: each process reads by itself.
+        dcp.load(parts, storage_reader=reader, no_dist=True)
     return parts
 
 

@@ -1,4 +1,5 @@
 import argparse
+import os
 import random
 import sys
 
@@ -321,3 +322,42 @@ def test_memory_of_a_stream_is_an_error(remembering, monkeypatch):
 def test_no_memory_needs_no_length():
     cfg = get_cfg()
     assert with_memory_length(cfg) is cfg
+
+
+@pytest.fixture
+def restarted(monkeypatch, tmp_path):
+    """What ``--resume`` is in the second life of a training whose first one did something."""
+
+    def in_second_life(in_first_life, **options):
+        cfg = get_cfg()
+        cfg.OUTPUT_DIR = str(tmp_path)
+        default_setup(cfg, argparse.Namespace(resume=False))
+        in_first_life()
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        args = argparse.Namespace(resume=False, **options)
+        cfg.SEED = 5
+        default_setup(cfg, args)
+        return args.resume
+
+    return in_second_life
+
+
+def write_later(path):
+    path.write_text("model_0000003.pth")
+    config = path.with_name("config.yaml")
+    os.utime(path, (config.stat().st_mtime + 1,) * 2)
+
+
+def test_a_restarted_training_goes_on_and_keeps_its_config(restarted, tmp_path):
+    assert restarted(lambda: write_later(tmp_path / "last_checkpoint"))
+    assert "SEED: 5" not in (tmp_path / "config.yaml").read_text()
+
+
+def test_a_restarted_training_that_saved_nothing_does_not_go_on_from_an_earlier_one(restarted, tmp_path):
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    os.utime(tmp_path / "last_checkpoint", (0, 0))
+    assert not restarted(lambda: None)
+
+
+def test_a_restarted_evaluation_does_not_take_the_last_checkpoint(restarted, tmp_path):
+    assert not restarted(lambda: write_later(tmp_path / "last_checkpoint"), eval_only=True)
