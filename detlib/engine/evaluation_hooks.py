@@ -268,12 +268,13 @@ class EarlyStopping(HookBase):
             state.update(best=metric, best_iter=iteration, num_without=0)
         else:
             state["num_without"] += 1
+            left = self._patience - state["num_without"]
             logger.info(
-                "%s is %.4g, not better than %s; the training stops after %d more such evaluations.",
+                "%s is %.4g, not better than %s; %s.",
                 self._val_metric,
                 metric,
                 "anything" if state["best"] is None else f"the {state['best']:.4g} of iteration {state['best_iter']}",
-                max(self._patience - state["num_without"], 0),
+                f"after {left} more such evaluations the training stops" if left > 0 else "the training stops early",
             )
 
     def _is_to_stop(self) -> bool:

@@ -48,6 +48,33 @@ def test_iteration_timer_stores_times_after_its_warmup_and_logs_a_summary(log):
     assert "Speed: 4 iterations" in log.text
 
 
+def test_iteration_timer_stores_the_images_per_second(monkeypatch):
+    timer = hooks.IterationTimer(warmup_iter=0)
+    monkeypatch.setattr(timer._step_timer, "seconds", lambda: 0.5)
+    storage = train_with(toy_trainer(1), timer, end=1)
+    assert storage.history("images_per_second").latest() == 2.0  # a batch of one in half a second
+
+
+def test_long_waits_for_data_are_warned_of_once(log):
+    class Slow(HookBase):
+        def after_step(self):
+            self.trainer.storage.put_scalars(time=1.0)
+
+    trainer = toy_trainer(1)
+    trainer._load_batch = lambda: type(trainer)._load_batch(trainer) and 0.5
+    train_with(trainer, Slow(), hooks.DataWaitWarning(num_workers=0, period=2), end=6)
+    assert log.text.count("50 % of the time of the last iterations was waiting for data. Raise") in (1, 2)  # pytest
+
+
+def test_short_waits_for_data_are_not_warned_of(log):
+    class Slow(HookBase):
+        def after_step(self):
+            self.trainer.storage.put_scalars(time=1000.0)
+
+    train_with(toy_trainer(1), Slow(), hooks.DataWaitWarning(num_workers=0, period=2), end=6)
+    assert "waiting for data" not in log.text
+
+
 def test_iteration_timer_does_not_count_hooks():
     class Slow(HookBase):
         def after_step(self):

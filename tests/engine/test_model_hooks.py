@@ -38,6 +38,33 @@ def test_precise_bn_averages_over_batches_and_changes_nothing_else():
     assert model.num_calls == 0
 
 
+class DrawnBatches:
+    """Batches that are drawn, as augmented images are, without end."""
+
+    def __iter__(self):
+        while True:
+            yield torch.rand(2, 1)
+
+
+def test_precise_bn_finds_the_same_in_a_training_that_was_resumed():
+    means = []
+    for start in (0, 2):
+        torch.manual_seed(start)
+        model, trainer = NormModel(), toy_trainer(1)
+        trainer.register_hooks([hooks.PreciseBN(2, model, DrawnBatches(), num_iter=2)])
+        trainer.train(start, 4)
+        means.append(model.norm.running_mean.item())
+    assert means[0] == means[1]
+
+
+def test_precise_bn_keeps_the_random_numbers_of_the_training():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    hooks.PreciseBN(0, NormModel(), DrawnBatches(), num_iter=2).update_stats()
+    assert torch.rand(1) == expected
+
+
 def test_precise_bn_runs_after_the_last_iteration():
     trainer, model = toy_trainer(1), NormModel()
     trainer.register_hooks([hooks.PreciseBN(0, model, [torch.tensor([[4.0], [6.0]])], num_iter=1)])

@@ -100,6 +100,7 @@ def test_training_leaves_weights_config_and_metrics_and_shows_the_ap(trained):
     assert str(folder) in output.splitlines()[-1]
     metrics = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     assert any("total_loss" in line and line["iteration"] == 3 for line in metrics)
+    assert [line["iteration"] for line in metrics if "bbox/AP" in line] == [4]
 
 
 def test_evaluation_alone_gives_the_same_ap(trained, config):
