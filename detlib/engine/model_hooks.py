@@ -265,7 +265,8 @@ class VisualizePredictions(HookBase):
                 views = (rgb_image({"image": view}, self._image_format) for view in sample["views"])
                 drawings = {f"view {i}": view for i, view in enumerate(views)}
             else:
-                drawings = {"ground truth left, predictions right": self._draw(sample)}
+                with preserved_random_states():
+                    drawings = {"ground truth left, predictions right": self._draw(sample)}
             for name, drawing in drawings.items():
                 self.trainer.storage.put_image(name, drawing.transpose(2, 0, 1))
 
@@ -282,7 +283,7 @@ class VisualizePredictions(HookBase):
         model = unwrap_model(self.trainer.model)
         # Without the original size, results stay at the size of the image that is drawn on.
         sample = {name: value for name, value in sample.items() if name not in ("height", "width")}
-        with inference_context(model), torch.no_grad(), EventStorage(), preserved_random_states():
+        with inference_context(model), torch.no_grad(), EventStorage():
             return model([sample])[0]
 
     def _draw_truth(self, visualizer: Visualizer, sample: dict[str, Any]) -> np.ndarray:

@@ -110,6 +110,7 @@ class DetectorOfOneBox(nn.Module):
         assert "height" not in batch[0]
         found = Instances((32, 48), pred_boxes=Boxes([[8.0, 8, 40, 24]]), scores=torch.ones(1))
         found.pred_classes = torch.zeros(1, dtype=torch.long)
+        torch.rand(1)  # Some models draw, also when they predict.
         return [{"instances": found}]
 
 
@@ -145,7 +146,9 @@ def test_visualize_predictions_draws_truth_beside_predictions_every_period():
     truth = Instances((32, 48), gt_boxes=Boxes([[2.0, 2, 20, 20]]), gt_classes=torch.tensor([0]))
     blue = torch.zeros(3, 32, 48, dtype=torch.uint8)
     blue[0] = 255
+    before = torch.get_rng_state()
     drawing, model = drawing_of({"image": blue, "instances": truth, "height": 320, "width": 480})
+    assert torch.equal(torch.get_rng_state(), before)
     assert drawing.shape == (3, 32, 96)
     assert drawing.dtype == np.uint8
     assert drawing[:, 31, 0].tolist() == [0, 0, 255]  # BGR in, RGB out
