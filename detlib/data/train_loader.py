@@ -1,7 +1,9 @@
 """The loader of training batches, which can go on exactly where it stopped."""
 
+import contextlib
 import itertools
 import logging
+import time
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
@@ -215,12 +217,15 @@ class TrainLoader:
             except StopIteration:
                 return
             except (RuntimeError, ConnectionError) as error:
-                raise self._named(error) from error
+                raise self.explain(error) from error
             self._report(loaded.reports)
             yield loaded
 
-    def _named(self, error: Exception) -> Exception:
-        """The error of torch's loader about its workers, with the samples that these were at; others as they are."""
+    def explain(self, error: Exception) -> Exception:
+        """The error of torch's loader about its workers, with the samples that these were at; others as they are.
+
+        Torch tells of the death of a worker by an exception in the main process, wherever that is.
+        """
         text = str(error)
         if text.startswith("DataLoader timed out"):
             what = (
@@ -228,10 +233,13 @@ class TrainLoader:
                 "(DATALOADER.TIMEOUT). Is the storage reachable?"
             )
         elif text.startswith("DataLoader worker (pid"):
-            what = f"a worker of the training data died: {text.strip()} Often there was not enough memory"
+            what = f"a process that loads data died: {text.strip()} Often there was not enough memory"
         elif self.num_workers > 0 and isinstance(error, ConnectionError) and error.strerror:
-            # Its samples are in memory that is fetched from it; torch does not always know yet that it is gone.
-            what = f"a worker of the training data died: {error.strerror}. Often there was not enough memory"
+            # Its samples are in memory that is fetched from it, maybe before torch has heard of its end. That exception
+            # shall not come while this one is on its way.
+            with contextlib.suppress(RuntimeError):
+                time.sleep(1.0)
+            what = f"a process that loads data died: {error.strerror}. Often there was not enough memory"
         else:
             return error
         samples = self.dataset.being_loaded() if isinstance(self.dataset, SampleStream) else []

@@ -8,7 +8,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detlib.config import get_cfg
-from detlib.engine import AMPTrainer, SimpleTrainer, create_ddp_model, launch
+from detlib.data import build_batch_data_loader
+from detlib.data.samplers import TrainingSampler
+from detlib.data.train_loader import LoadingError
+from detlib.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_model, launch
 from detlib.engine.diagnosis import NonFiniteLossError, TrainingMemoryError, UnusedParametersError, explain, read_step
 from detlib.engine.diagnosis.learning_rate import rate_advice
 from detlib.engine.diagnosis.plain import from_plain, to_plain
@@ -325,6 +328,22 @@ def test_other_errors_stay_as_they_are():
     trainer, cause = toy_trainer(1), RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     assert explain(trainer, cause) is cause
     assert explain(object(), OUT_OF_MEMORY[0]) is OUT_OF_MEMORY[0]
+
+
+def test_death_of_a_process_that_loads_data_is_told_wherever_torch_tells_it():
+    trainer = toy_trainer(1)
+    trainer.data_loader = build_batch_data_loader([{"x": 1}], TrainingSampler(1), 1, num_workers=1)
+    trainer.register_hooks([FailInStep(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))])
+    with pytest.raises(LoadingError, match=r"process that loads data died: .* Killed\. Often"):
+        trainer.train(0, 1)
+
+
+class FailInStep(HookBase):
+    def __init__(self, error):
+        self.error = error
+
+    def before_step(self):
+        raise self.error
 
 
 def test_numbers_of_unused_parameters_become_names():

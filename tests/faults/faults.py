@@ -179,7 +179,7 @@ def killed_worker(case):
         workers = multiprocessing.active_children()
         os.kill(case.rng.choice(workers).pid, signal.SIGKILL)
 
-    case.ends_with(2, "worker of the training data died", trouble=At(case.some_iteration(), kill))
+    case.ends_with(2, "process that loads data died", trouble=At(case.some_iteration(), kill))
     case.resumes_exactly()
 
 

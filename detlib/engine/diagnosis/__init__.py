@@ -52,6 +52,8 @@ def explain(trainer: Any, error: Exception) -> Exception:
             return explain_memory(trainer, cfg, error)
         if is_about_unused(error):
             return explain_unused(trainer.model, trainer.iter, error)
+        if hasattr(trainer.data_loader, "explain"):
+            return trainer.data_loader.explain(error)
     except Exception:  # What ended the training counts more than this.
         logger.exception("The error could not be explained.")
     return error
