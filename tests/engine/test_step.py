@@ -241,7 +241,8 @@ def test_bfloat16_trains_without_scaling_of_the_loss(tiny_cfg, tmp_path, sample)
     class Trainer(DefaultTrainer):
         @classmethod
         def build_train_loader(cls, cfg):
-            return itertools.repeat([sample(64, 64, [[4, 4, 40, 40]], [0])])
+            # On a map of 1 x 1, the gradient of a convolution with stride 2 is not finite at times (torch 2.14, CPU).
+            return itertools.repeat([sample(128, 128, [[4, 4, 40, 40]], [0])])
 
     tiny_cfg.OUTPUT_DIR, tiny_cfg.SOLVER.MAX_ITER = str(tmp_path), 2
     tiny_cfg.SOLVER.AMP.ENABLED, tiny_cfg.SOLVER.AMP.PRECISION = True, "bfloat16"
