@@ -198,6 +198,8 @@ class DataWaitWarning(HookBase):
 class PeriodicWriter(HookBase):
     """Lets writers write every ``period`` iterations and at the end.
 
+    What cannot be written, as on a full disk, is logged as an error, and the training goes on.
+
     Register it last, so that what other hooks stored is written too.
     """
 
@@ -211,12 +213,18 @@ class PeriodicWriter(HookBase):
     def after_step(self) -> None:
         if is_due(self, self._period) or is_last_step(self):
             for writer in self._writers:
-                writer.write()
+                self._try(writer.write)
 
     def after_train(self) -> None:
         for writer in self._writers:
-            writer.write()  # what other hooks stored after the last step
-            writer.close()
+            self._try(writer.write)  # what other hooks stored after the last step
+            self._try(writer.close)
+
+    def _try(self, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except OSError as error:
+            logger.error("METRICS ARE NOT WRITTEN by %s: %s. The training goes on", type(do.__self__).__name__, error)
 
 
 class GatherStates(HookBase):

@@ -96,6 +96,19 @@ def test_periodic_writer_refuses_what_is_no_writer():
         hooks.PeriodicWriter(["metrics.json"])
 
 
+def test_full_disk_keeps_metrics_from_being_written_but_not_the_training_from_going_on(log):
+    class FullDisk(RecordingWriter):
+        def write(self):
+            raise OSError(28, "No space left on device")
+
+    trainer = toy_trainer(1)
+    other = RecordingWriter(trainer)
+    train_with(trainer, hooks.PeriodicWriter([FullDisk(trainer), other], period=2), end=4)
+    assert "METRICS ARE NOT WRITTEN by FullDisk: [Errno 28] No space left on device" in log.text
+    assert trainer.iter == 4
+    assert other.written
+
+
 def test_periodic_checkpointer_saves_periodically_and_at_the_end(tmp_path):
     trainer = toy_trainer(1)
     checkpointer = DetectionCheckpointer(trainer.model, str(tmp_path))
