@@ -88,6 +88,7 @@ class DefaultTrainer(TrainerBase):
     data_loader = _attribute_of_trainer("data_loader")
     optimizer = _attribute_of_trainer("optimizer")
     last_batch = _attribute_of_trainer("last_batch")
+    step_batches = _attribute_of_trainer("step_batches")
     accumulation_steps = _attribute_of_trainer("accumulation_steps")
 
     def __init__(self, cfg: CfgNode) -> None:

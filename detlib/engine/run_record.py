@@ -43,8 +43,8 @@ class RunRecorder(HookBase):
         latest = trainer.storage.latest().items()
         line = {
             "iteration": trainer.iter,
-            "samples": samples_of(trainer.last_batch),
-            "batch": digest(trainer.last_batch),
+            "samples": [name for batch in trainer.step_batches for name in samples_of(batch)],
+            "batch": digest(trainer.step_batches),
             "losses": {name: value for name, (value, at) in latest if at == trainer.iter and "loss" in name},
             "weights": digest(unwrap_model(trainer.model).state_dict()),
             "random": digest(get_random_states()),
