@@ -13,7 +13,8 @@ from detlib.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_dete
 from detlib.data.check import KINDS, check_datasets
 from detlib.data.datasets.coco import register_coco_instances
 from detlib.data.datasets.image_folder import register_image_folder, register_images
-from detlib.data.datasets.sem_seg import register_sem_seg_folders
+from detlib.data.datasets.lvis import register_lvis_instances
+from detlib.data.datasets.sem_seg import register_sem_seg, register_sem_seg_folders
 from detlib.utils.errors import DetlibError, UnknownNameError
 
 POLYGON = [1, 1, 4, 1, 4, 3, 1, 3]
@@ -63,16 +64,15 @@ def coco(tmp_path, names):
     return make
 
 
-def config(train, test=(), **options):
+def config(train, test=(), parts=False):
+    """Of a training on datasets; with masks and keypoints, if they are parts of it."""
     cfg = get_cfg()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,) if isinstance(train, str) else train, test
-    cfg.MODEL.MASK_ON = cfg.MODEL.KEYPOINT_ON = True
+    cfg.MODEL.MASK_ON = cfg.MODEL.KEYPOINT_ON = parts
     cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE = 0
     cfg.INPUT.MASK_FORMAT = "bitmask"
     cfg.INPUT.MIN_SIZE_TRAIN = (6,)
     cfg.DATALOADER.NUM_WORKERS = 0
-    for key, value in options.items():
-        cfg.merge_from_list([key, value])
     return cfg
 
 
@@ -153,7 +153,7 @@ MISTAKES = {
 @pytest.mark.parametrize("case", MISTAKES)
 def test_errors_are_what_stops_a_training(coco, case):
     change, kind = MISTAKES[case]
-    cfg = config(coco(change=change))
+    cfg = config(coco(change=change), parts=True)
     report = check_datasets(cfg)
     assert kind is None or kind in kinds(report)
     assert kind is not None or not kinds(report)
@@ -278,7 +278,6 @@ def test_crowd_regions_are_no_objects(coco):
 
 def test_masks_and_keypoints_that_are_not_used_stop_nothing(coco):
     cfg = config(coco(change=of_annotation(segmentation={"size": [8, 6], "counts": [40, 8]}, keypoints=[1, 1, 2])))
-    cfg.MODEL.MASK_ON = cfg.MODEL.KEYPOINT_ON = False
     report = check_datasets(cfg)
     assert kinds(report, ["error"]) == set()
     assert kinds(report) == {"mask-size", "keypoints-count"}
@@ -342,7 +341,7 @@ def test_images_without_labels_are_only_opened(tmp_path, names):
 def test_samples_of_a_loader_of_ones_own_are_checked(dataset):
     box = {"bbox": [1, 2, float("inf"), 4], "bbox_mode": 0, "category_id": 0}
     dataset((6, 8), (6, 8), annotations=[[box], [{**box, "bbox": [1, 2, 3, 4], "category_id": 2}]])
-    report = check_datasets(config("tiny", **{"MODEL.MASK_ON": "False", "MODEL.KEYPOINT_ON": "False"}))
+    report = check_datasets(config("tiny"))
     assert {(f.kind, f.image_id) for f in report.findings if f.severity == "error"} == {
         ("box-invalid", 0),
         ("class-outside", 1),
@@ -354,7 +353,7 @@ def test_samples_that_nobody_foresaw_do_not_break_the_check(names):
     DatasetCatalog.register("odd", lambda: [{"file_name": "gone.png", "annotations": [{"segmentation": 5}]}])
     DatasetCatalog.register("stream", lambda: iter(()))
     DatasetCatalog.register("broken", lambda: 1 / 0)
-    report = check_datasets(config(("odd", "stream", "broken")))
+    report = check_datasets(config(("odd", "stream", "broken"), parts=True))
     assert {(f.dataset, f.kind) for f in report.findings} >= {
         ("odd", "image-missing"),
         ("stream", "not-checked"),
@@ -376,3 +375,26 @@ def test_unknown_dataset_is_no_finding():
 
 def test_every_kind_has_a_severity_a_title_and_a_remedy():
     assert all(k.severity in ("error", "warning", "note") and k.title and k.remedy for k in KINDS.values())
+
+
+def test_entries_of_label_maps_are_all_looked_at(tmp_path, names):
+    entry = {"id": 1, "file_name": "1.png", "sem_seg_file_name": "1.png", "height": 6, "width": 8}
+    images = [entry, {"id": 2, "file_name": "2.png"}, {**entry, "id": 3, "height": "6"}]
+    (tmp_path / "roads.json").write_text(json.dumps({"images": images, "categories": [{"id": 0, "name": "road"}]}))
+    register_sem_seg("roads", str(tmp_path / "roads.json"), str(tmp_path), str(tmp_path))
+    report = check_datasets(config("roads"))
+    assert [(finding.kind, finding.image_id) for finding in report.findings] == [("bad-entry", 2), ("bad-entry", 3)]
+
+
+def test_lvis_is_read_with_its_own_paths(tmp_path, names):
+    write_image(tmp_path / "train/1.png", 1)
+    content = copy.deepcopy(CONTENT)
+    content["annotations"].pop()
+    content["images"] = [
+        {"id": 1, "coco_url": "http://x/train/1.png", "height": 6, "width": 8},
+        {"id": 2, "height": 6, "width": 8},
+    ]
+    (tmp_path / "lvis.json").write_text(json.dumps(content))
+    register_lvis_instances("lvis_of_mine", {}, str(tmp_path / "lvis.json"), str(tmp_path))
+    (finding,) = check_datasets(config("lvis_of_mine")).findings
+    assert (finding.kind, finding.image_id) == ("bad-entry", 2)

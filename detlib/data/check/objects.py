@@ -128,7 +128,7 @@ def find_keypoint_mistakes(data: CheckedDataset, settings: Settings) -> None:
     if settings.uses_keypoints:
         _find_missing(data, "keypoints", "keypoints-missing", "MODEL.KEYPOINT_ON")
     names = data.keypoint_names
-    if settings.uses_keypoints and data.is_train and names is None:
+    if settings.uses_keypoints and data.is_train and names is None and data.samples:
         data.report("keypoints-missing", "no category says the names of its keypoints, which MODEL.KEYPOINT_ON needs")
     sizes_wh = _image_sizes(data.samples)
     for index, annotation in _objects_with(data, "keypoints"):
