@@ -16,8 +16,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections import Counter
-from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +25,8 @@ import torch
 
 from detlib.config import CfgNode, get_cfg
 from detlib.engine import HookBase, default_argument_parser, launch
-from detlib.engine.run_record import RunRecorder, digest, read_records
+from detlib.engine.run_comparison import Comparison, compare_runs, last_checkpoint
+from detlib.engine.run_record import RunRecorder, read_records
 from detlib.engine.setup import add_overrides, run_tool
 from detlib.utils.errors import ConfigError, DetlibError
 
@@ -44,19 +43,6 @@ Examples:
 """
 
 PLACES = ("between", "step", "write")
-# What a checkpoint tells of the run that wrote it, such as its folder.
-NOT_COMPARED = "detlib"
-# What is under a key of a checkpoint, at any depth.
-PARTS = {
-    "model": "weights",
-    "optimizer": "optimizer",
-    "LRScheduler": "schedule",
-    "training_state": "loss normaliser and the like",
-    "random": "random states",
-    "data": "place in the data",
-    "buffers": "buffers of each process",
-}
-WRAPPERS = ("trainer", "_trainer", "hooks")
 CUDA_HINTS = """On CUDA some operations add in another order each time. Try
   CUDNN_BENCHMARK=False, and CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment;
   --kills none, to see whether the training repeats at all; and MODEL.DEVICE=cpu, where it must."""
@@ -70,14 +56,6 @@ class Kill(NamedTuple):
     # Of a write: how many files are opened or renamed before; and seconds from there, or from the start of a step.
     event: int = 0
     delay: float = 0.0
-
-
-class Verification(NamedTuple):
-    """A row of the table."""
-
-    what: str
-    num_compared: int
-    differences: list[str]
 
 
 def parse_args() -> argparse.Namespace:
@@ -134,7 +112,7 @@ def run() -> None:
 # The two runs
 
 
-def verify(args: argparse.Namespace, folder: Path) -> list[Verification]:
+def verify(args: argparse.Namespace, folder: Path) -> list[Comparison]:
     cfg = load_config(args)
     workers = [int(n) for n in (args.workers or default_workers(cfg)).split(",")]
     reference, killed = (Training(args, folder / name, cfg) for name in ("uninterrupted", "killed"))
@@ -162,13 +140,8 @@ def seconds_per_iteration(folder: Path) -> float:
     return statistics.median(line["seconds"] for line in read_records(folder)[0].values())
 
 
-def last_checkpoint(folder: Path) -> str:
-    path = folder / "last_checkpoint"
-    return path.read_text().strip() if path.exists() else ""
-
-
 def plan_kills(args: argparse.Namespace, seconds: float) -> list[Kill]:
-    """One for each of the places, at random moments.
+    """One for each of the places, at random moments, in turn in each part of the training.
 
     Args:
         seconds: an iteration takes.
@@ -178,11 +151,12 @@ def plan_kills(args: argparse.Namespace, seconds: float) -> list[Kill]:
         raise ConfigError(f"--kills has {', '.join(sorted(unknown))}; expected {', '.join(PLACES)}, or none")
     rng = random.Random(args.seed)
     rng.shuffle(places)
-    iterations = sorted(rng.randrange(1, args.iters) for _ in places)
     kills = []
-    for place, iteration in zip(places, iterations, strict=True):
+    for i, place in enumerate(places):
+        first, end = (1 + (args.iters - 1) * k // len(places) for k in (i, i + 1))
         event = rng.randrange(4) if place == "write" else 0
-        kills.append(Kill(place, iteration, event, rng.uniform(0, seconds if place == "step" else 0.003)))
+        delay = rng.uniform(0, seconds if place == "step" else 0.003)
+        kills.append(Kill(place, rng.randrange(first, max(end, first + 1)), event, delay))
     return kills
 
 
@@ -318,58 +292,10 @@ def kill_run() -> None:
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-# Comparison
+# What came of it
 
 
-def compare_runs(reference: Path, other: Path) -> list[Verification]:
-    """What differs between the trainings in two folders."""
-    return [*compare_records(reference, other), *compare_checkpoints(reference, other)]
-
-
-def compare_records(reference: Path, other: Path) -> Iterator[Verification]:
-    """What the iterations of both runs saw and made, in the order in which it comes within an iteration."""
-    pairs = list(zip(read_records(reference), read_records(other), strict=True))
-    for what in ("samples", "batch", "losses", "weights", "random"):
-        differences = []
-        for rank, (expected, found) in enumerate(pairs):
-            for i in sorted(expected.keys() | found.keys()):
-                values = [json.dumps(record.get(i, {}).get(what)) for record in (expected, found)]
-                if values[0] != values[1]:
-                    process = f", process {rank}" if len(pairs) > 1 else ""
-                    differences.append(f"iteration {i}{process}: {values[0]} uninterrupted, {values[1]} resumed")
-        yield Verification(f"{what} of each iteration", sum(len(record) for record, _ in pairs), differences)
-
-
-def compare_checkpoints(reference: Path, other: Path) -> Iterator[Verification]:
-    states = []
-    for folder in (reference, other):
-        state = torch.load(folder / last_checkpoint(folder), map_location="cpu", weights_only=True)
-        states.append(dict(flatten({key: value for key, value in state.items() if key != NOT_COMPARED})))
-    expected, found = states
-    differences: dict[str, list[str]] = {}
-    parts = Counter(part_of(key) for key in expected.keys() | found.keys())
-    for key in sorted(expected.keys() | found.keys()):
-        if digest(expected.get(key, "missing")) != digest(found.get(key, "missing")):
-            differences.setdefault(part_of(key), []).append(f"final checkpoint: {' > '.join(key)}")
-    for part, number in sorted(parts.items()):
-        yield Verification(f"final {part}", number, differences.get(part, []))
-
-
-def flatten(value: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Values that are neither dicts nor lists, by the keys that lead to them."""
-    if isinstance(value, (dict, list, tuple)) and value:
-        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from flatten(item, (*key, str(name)))
-    else:
-        yield key, value
-
-
-def part_of(key: tuple[str, ...]) -> str:
-    named = (PARTS[name] for name in key if name in PARTS)
-    return next(named, next((name for name in key if name not in WRAPPERS), "rest"))
-
-
-def print_table(rows: list[Verification]) -> None:
+def print_table(rows: list[Comparison]) -> None:
     width = max(len(row.what) for row in rows)
     print(f"\n{'':{width}}  compared  differ")
     for row in rows:

@@ -15,12 +15,14 @@ from pathlib import Path
 import torch
 
 from detlib.data import DatasetMapper
+from detlib.engine.run_comparison import compare_runs
 from detlib.engine.run_record import read_records
 from tests.faults.training import NUM_ITERATIONS, ROOT, At, Run, later, signal_run, verify_resume
 
 Kill = verify_resume.Kill
 
 FAULTS: dict[str, Callable[["Case"], None]] = {}
+ONCE = {"2000 steps, memory flat"}  # It takes minutes, and nothing in it is random.
 
 
 def fault(name):
@@ -260,7 +262,7 @@ def elastic(case):
         torchrun(case.run.config, undisturbed, dies_in=-1)
     output = torchrun(case.run.config, case.run.folder, dies_in=case.some_iteration())
     assert "Resum" in output or "Loading" in output
-    differences = [text for row in verify_resume.compare_runs(undisturbed, case.run.folder) for text in row.differences]
+    differences = [text for row in compare_runs(undisturbed, case.run.folder) for text in row.differences]
     assert not differences, differences[0]
 
 
@@ -272,3 +274,14 @@ def torchrun(config, folder, dies_in):
     output = done.stdout + done.stderr
     assert done.returncode == 0, f"exit status {done.returncode}: {output[-2000:]}"
     return output
+
+
+# Time
+
+
+@fault("2000 steps, memory flat")
+def soak(case):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.soak"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]

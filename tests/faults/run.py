@@ -7,7 +7,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from tests.faults.faults import FAULTS, Case
+from tests.faults.faults import FAULTS, ONCE, Case
 from tests.faults.training import Run, write_dataset
 
 
@@ -27,15 +27,16 @@ def main() -> None:
     for number, (name, inject) in enumerate(FAULTS.items()):
         if args.only not in name:
             continue
+        times = 1 if name in ONCE else args.times
         failed = 0
-        for i in range(args.times):
+        for i in range(times):
             run = Run(config, folder / f"{number:02}-{i}")
             try:
                 inject(Case(reference, run, random.Random(f"{args.seed} {name} {i}")))
             except Exception:
                 failed += 1
                 failures.append(f"{name}, injection {i}, in {run.folder}:\n{traceback.format_exc(limit=-1)}")
-        print(f"{name:36}  {args.times:8}  {args.times - failed:8}", flush=True)
+        print(f"{name:36}  {times:8}  {times - failed:8}", flush=True)
     print(*failures, sep="\n")
     sys.exit(1 if failures else 0)
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from detlib.engine import HookBase
+from detlib.engine.run_comparison import compare_runs, last_checkpoint
 from detlib.engine.run_record import read_records
 from detlib.engine.setup import run_tool
 
@@ -149,10 +150,10 @@ class Run:
 
     @property
     def last_checkpoint(self) -> Path:
-        return self.folder / verify_resume.last_checkpoint(self.folder)
+        return self.folder / last_checkpoint(self.folder)
 
     def differences_from(self, other: "Run") -> list[str]:
-        return [text for row in verify_resume.compare_runs(other.folder, self.folder) for text in row.differences]
+        return [text for row in compare_runs(other.folder, self.folder) for text in row.differences]
 
     def _train(self, options: tuple[str, ...], trouble: HookBase | None, prepare: Callable[[], None] | None) -> None:
         os.setsid()
