@@ -95,7 +95,12 @@ def _draw(axes: Any, lines: Sequence[Mapping[str, float]], name: str, is_result:
     thick = name in ("total_loss", "validation_loss")
     iterations, values = np.array(points).T
     axes.plot(
-        iterations, values, label=name, marker="o" if is_result else None, markersize=3, linewidth=2 if thick else 1
+        iterations,
+        values,
+        label=name,
+        marker="o" if is_result or len(points) == 1 else None,
+        markersize=3,
+        linewidth=2 if thick else 1,
     )
 
 
