@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from detlib.config import CfgNode
 from detlib.data import build_feature_loader
+from detlib.engine.fsdp import is_sharded
 from detlib.engine.train_loop import HookBase
 from detlib.engine.training_state import unwrap_model
 from detlib.evaluation.evaluator import inference_context
@@ -101,10 +102,15 @@ def build_clustering_hook(cfg: CfgNode, model: nn.Module) -> ClusteringHook | No
     """The hook for a model that learns from clusters, with the data of DATASETS.TRAIN; None for others.
 
     Raises:
-        ConfigError: the memory of the model is for another number of samples.
+        ConfigError: the memory of the model is for another number of samples, or FSDP has dealt its weights out.
     """
     if not isinstance(unwrap_model(model), PseudoLabelModel):
         return None
+    if is_sharded(model):
+        raise ConfigError(
+            f"SOLVER.PARALLEL: fsdp cannot train {cfg.MODEL.META_ARCHITECTURE}, of which features are asked for, and a "
+            "classifier is made anew, between the steps; use SOLVER.PARALLEL: ddp"
+        )
     batch_size = max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1)
     loader = build_feature_loader(cfg, batch_size)
     num_samples, length = len(loader.dataset), len(unwrap_model(model).memory_bank.label_bank)
