@@ -138,10 +138,18 @@ def start(folder):
     return program
 
 
+@pytest.fixture
+def programs(tmp_path, capfd):
+    started = [start(tmp_path / name) for name in ("patient", "impatient")]
+    yield started
+    for program in started:
+        program.kill()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
-def test_first_signal_to_a_program_saves_and_a_second_one_ends_it_at_once(tmp_path, capfd):
-    patient, impatient = start(tmp_path / "patient"), start(tmp_path / "impatient")
-    for program in (patient, impatient):
+def test_first_signal_to_a_program_saves_and_a_second_one_ends_it_at_once(programs, tmp_path, capfd):
+    patient, impatient = programs
+    for program in programs:
         os.kill(program.pid, signal.SIGTERM)
     time.sleep(preemption_hook.SAME_SIGNAL_SECONDS + 0.1)
     os.kill(impatient.pid, signal.SIGTERM)
