@@ -221,6 +221,10 @@ def test_same_bytes_to_train_and_to_test_are_a_leak(coco, tmp_path):
     ]
 
 
+def test_two_datasets_to_train_on_may_share_images(coco):
+    assert not check_datasets(config((coco(), coco("more_cells")))).findings
+
+
 def test_dataset_to_train_and_to_test_is_only_noted(coco):
     name = coco()
     report = check_datasets(config(name, (name,)))
@@ -235,8 +239,10 @@ def test_turned_images_are_told(coco, orientation, severity):
         height, width = (8, 6) if orientation == 6 else (6, 8)
         write_image(folder / "2.png", 2, height, width, exif=exif)
 
-    (finding,) = check_datasets(config(coco(change=change))).findings
+    cfg = config(coco(change=change))
+    (finding,) = check_datasets(cfg).findings
     assert (finding.kind, finding.severity, finding.image_id) == ("image-turned", severity, 2)
+    assert check_datasets(cfg, quick=True).findings == [finding]
 
 
 def test_size_before_turning_is_an_error_that_says_so(coco):
@@ -267,10 +273,10 @@ def test_workers_find_the_same(coco, monkeypatch):
 
 def test_crowd_regions_are_no_objects(coco):
     def change(content, folder):
-        content["annotations"][2].update(iscrowd=1)
+        content["annotations"][2].update(iscrowd=1, keypoints=[1, 1, 2])
         del content["annotations"][2]["segmentation"]
 
-    report = check_datasets(config(coco(change=change)))
+    report = check_datasets(config(coco(change=change), parts=True))
     assert not kinds(report)
     (finding,) = report.findings
     assert finding.kind == "image-without-objects" and "crowd" in finding.message
@@ -350,12 +356,13 @@ def test_samples_of_a_loader_of_ones_own_are_checked(dataset):
 
 
 def test_samples_that_nobody_foresaw_do_not_break_the_check(names):
-    DatasetCatalog.register("odd", lambda: [{"file_name": "gone.png", "annotations": [{"segmentation": 5}]}])
+    DatasetCatalog.register("odd", lambda: [{"file_name": "gone.png", "annotations": [{"keypoints": ["a"] * 3}]}])
     DatasetCatalog.register("stream", lambda: iter(()))
     DatasetCatalog.register("broken", lambda: 1 / 0)
     report = check_datasets(config(("odd", "stream", "broken"), parts=True))
     assert {(f.dataset, f.kind) for f in report.findings} >= {
         ("odd", "image-missing"),
+        ("odd", "not-checked"),
         ("stream", "not-checked"),
         ("broken", "not-loadable"),
     }

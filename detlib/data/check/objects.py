@@ -1,6 +1,7 @@
 """Mistakes in the boxes, masks, keypoints and classes of objects, all of which a file of the right form can have."""
 
 import collections
+import contextlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from detlib.data.check.dataset import CheckedDataset, Objects, Settings
+from detlib.data.preparation import filter_images_with_few_keypoints, filter_images_with_only_crowd_annotations
 from detlib.data.sample_classes import classes_of, is_labelled
 
 __all__ = ["OBJECT_CHECKS", "count_classes", "find_unusable"]
@@ -220,13 +222,15 @@ def find_unusable(datasets: list[CheckedDataset], settings: Settings) -> None:
             tasks[data.metadata.get("task")].append(data)
     for own in tasks.values():
         samples = [sample for data in own for sample in data.samples if "annotations" in sample]
-        if samples and not any(_is_usable(sample, settings) for sample in samples):
+        if samples and not _usable(samples, settings):
             names = ", ".join(data.name for data in own)
             own[0].report("no-usable-images", f"none of the {len(samples)} images of {names} is left by the filters")
 
 
-def _is_usable(sample: dict[str, Any], settings: Settings) -> bool:
-    if settings.filter_empty and all(a.get("iscrowd", 0) for a in sample["annotations"]):
-        return False
-    num_visible = sum(sum(v > 0 for v in a.get("keypoints", ())[2::3]) for a in sample["annotations"])
-    return num_visible >= settings.min_keypoints
+def _usable(samples: list[dict[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+    if settings.filter_empty:
+        samples = filter_images_with_only_crowd_annotations(samples)
+    if settings.min_keypoints:
+        with contextlib.suppress(TypeError, IndexError):  # Keypoints that are none, which are reported already.
+            samples = filter_images_with_few_keypoints(samples, settings.min_keypoints)
+    return samples
