@@ -129,6 +129,8 @@ class Run:
         Returns:
             the exit status; negative for a signal, and -999 if it hung.
         """
+        if last_checkpoint(self.folder):
+            options = ("SEED=-1", *options)  # All random numbers have to come from the checkpoint.
         process = FORK.Process(target=self._train, args=(options, trouble, prepare))
         process.start()
         process.join(TIMEOUT)
