@@ -138,29 +138,25 @@ def start(folder):
     return program
 
 
-@pytest.fixture
-def programs(tmp_path, capfd):
-    started = [start(tmp_path / name) for name in ("patient", "impatient")]
-    yield started
-    for program in started:
-        program.kill()
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
-def test_first_signal_to_a_program_saves_and_a_second_one_ends_it_at_once(programs, tmp_path, capfd):
-    patient, impatient = programs
-    for program in programs:
-        os.kill(program.pid, signal.SIGTERM)
-    time.sleep(preemption_hook.SAME_SIGNAL_SECONDS + 0.1)
-    os.kill(impatient.pid, signal.SIGTERM)
-    impatient.join(20)
-    assert impatient.exitcode == -signal.SIGTERM
-    assert not list((tmp_path / "impatient").glob("*.pth"))
+def test_first_signal_to_a_program_saves_and_a_second_one_ends_it_at_once(tmp_path, capfd):
+    patient, impatient = start(tmp_path / "patient"), start(tmp_path / "impatient")
+    try:
+        for program in (patient, impatient):
+            os.kill(program.pid, signal.SIGTERM)
+        time.sleep(preemption_hook.SAME_SIGNAL_SECONDS + 0.1)
+        os.kill(impatient.pid, signal.SIGTERM)
+        impatient.join(20)
+        assert impatient.exitcode == -signal.SIGTERM
+        assert not list((tmp_path / "impatient").glob("*.pth"))
 
-    (tmp_path / "patient" / "go_on").touch()
-    patient.join(20)
-    assert patient.exitcode == 143
-    assert (tmp_path / "patient" / "model_0000003.pth").exists()  # It waited when iteration 2 was over.
+        (tmp_path / "patient" / "go_on").touch()
+        patient.join(20)
+        assert patient.exitcode == 143
+        assert (tmp_path / "patient" / "model_0000003.pth").exists()  # It waited when iteration 2 was over.
+    finally:
+        for program in (patient, impatient):
+            program.kill()
     told = capfd.readouterr().err
     assert "SIGTERM: saving a checkpoint after this iteration" in told
     assert "SIGTERM again: ending at once" in told
