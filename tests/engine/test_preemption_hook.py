@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -172,6 +173,6 @@ def train_in_this_process(folder):
 
 def test_signal_to_one_process_ends_all_of_them_after_the_same_step(tmp_path):
     with pytest.raises(SystemExit) as ended:
-        launch(train_in_this_process, 2, args=(tmp_path,))
+        launch(train_in_this_process, 2, args=(tmp_path,), timeout=timedelta(minutes=2))
     assert ended.value.code == 143
     assert {file.name for file in tmp_path.iterdir()} == {"model_0000002.pth", "last_checkpoint", "ended0", "ended1"}
