@@ -32,8 +32,8 @@ PARTS = {
     "buffers": "buffers of each process",
 }
 WRAPPERS = ("trainer", "_trainer", "hooks")
-# What a checkpoint tells of the run that wrote it, such as its folder.
-NOT_COMPARED = "detlib"
+# What a checkpoint tells of the run that wrote it, and how the folder is called, and indexed, that FSDP adds to it.
+NOT_COMPARED = (("detlib",), ("shards", "folder"), ("shards", "digests", ".metadata"))
 
 
 class Comparison(NamedTuple):
@@ -78,7 +78,7 @@ def _compare_checkpoints(reference: Path, other: Path) -> Iterator[Comparison]:
     states = []
     for folder in (reference, other):
         state = torch.load(folder / last_checkpoint(folder), map_location="cpu", weights_only=True)
-        states.append(dict(_flatten({key: value for key, value in state.items() if key != NOT_COMPARED})))
+        states.append({key: value for key, value in _flatten(state) if not _is_left_out(key)})
     expected, found = states
     keys = sorted(expected.keys() | found.keys())
     differences: dict[str, list[str]] = {}
@@ -87,6 +87,10 @@ def _compare_checkpoints(reference: Path, other: Path) -> Iterator[Comparison]:
             differences.setdefault(_part_of(key), []).append(f"last checkpoint: {' > '.join(key)}")
     for part, number in sorted(Counter(map(_part_of, keys)).items()):
         yield Comparison(f"final {part}", number, differences.get(part, []))
+
+
+def _is_left_out(key: tuple[str, ...]) -> bool:
+    return any(key[: len(names)] == names for names in NOT_COMPARED)
 
 
 def _flatten(value: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

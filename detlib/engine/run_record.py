@@ -83,6 +83,8 @@ def digest(value: Any) -> str:
 
 def _update(hasher: Any, value: Any) -> None:
     if isinstance(value, Tensor):
+        # Of a tensor that is dealt out to processes, the part of this one.
+        value = value.to_local() if hasattr(value, "to_local") else value
         value = value.detach().cpu().contiguous()
         hasher.update(f"{value.dtype}{tuple(value.shape)}".encode())
         hasher.update(value.reshape(-1).view(torch.uint8).numpy())

@@ -261,7 +261,7 @@ def elastic(case):
     if not undisturbed.exists():
         torchrun(case.run.config, undisturbed, dies_in=-1)
     output = torchrun(case.run.config, case.run.folder, dies_in=case.some_iteration())
-    assert "Resum" in output or "Loading" in output
+    assert output.count("Training from iteration") >= 2, "no process died"
     differences = [text for row in compare_runs(undisturbed, case.run.folder) for text in row.differences]
     assert not differences, differences[0]
 
