@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -106,6 +107,8 @@ def run() -> None:
         if torch.cuda.is_available():
             print(CUDA_HINTS)
         sys.exit(1)
+    if not args.output_dir:
+        shutil.rmtree(folder)
     print("The resumed run is the uninterrupted one, to the last bit.")
 
 
@@ -210,6 +213,10 @@ class Training:
         if status and not killed:
             raise DetlibError(f"the training failed with exit status {status}; see {self.folder / 'output.txt'}")
         records = read_records(self.folder)
+        if not records and not killed:
+            raise DetlibError(
+                f"{self._args.program} recorded nothing: its Trainer must have the hooks of build_hooks()"
+            )
         last = max(records[0]) if records else None
         end = "ended" if not killed else f"killed ({kill.place}), iteration {last} was the last to finish"
         print(f"  from {resumed_from or 'the start'}, {num_workers} workers: {end}", flush=True)
