@@ -1,12 +1,18 @@
 import json
 import os
+import re
 import subprocess
 import sys
+from functools import reduce
+from operator import getitem
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from detlib.config import get_cfg
+from detlib.engine import default_argument_parser
 from detlib.engine.run_comparison import compare_runs
 from detlib.engine.setup import run_tool
 from detlib.utils.errors import ConfigError
@@ -110,3 +116,17 @@ def start(arguments, stdout):
     sys.argv = arguments
     sys.stdout = sys.stderr = stdout
     run_tool(sys.modules["verify_resume"].run)
+
+
+def test_page_on_resuming_names_options_tools_and_keys_that_exist(capsys, monkeypatch):
+    root = Path(verify_resume.__file__).parents[1]
+    text = (root / "docs/tutorials/resuming.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["verify_resume.py", "--help"])
+    with pytest.raises(SystemExit):
+        verify_resume.run()
+    options = capsys.readouterr().out + default_argument_parser().format_help()
+    assert all(option in options for option in re.findall(r"--[a-z][a-z-]+", text))
+    assert all((root / path).exists() for path in re.findall(r"(?:tools|configs)/[\w/.]+", text))
+    cfg = get_cfg()
+    for key in re.findall(r"`([A-Z_]+\.[A-Z_.]+)`", text):
+        assert reduce(getitem, key.split("."), cfg) is not None
