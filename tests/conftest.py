@@ -29,9 +29,9 @@ def build_tiny_cfg():
     return cfg
 
 
-def build_tiny_rcnn_cfg():
+def build_tiny_rcnn_cfg(cfg=None):
     """Faster R-CNN with the backbone of ``tiny_cfg``; MASK_ON and KEYPOINT_ON give it small further heads."""
-    cfg = build_tiny_cfg()
+    cfg = cfg or build_tiny_cfg()
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16], [32], [64]]
@@ -57,7 +57,11 @@ def build_tiny_rcnn_cfg():
 
 # As functions, too, since other processes have no fixtures.
 tiny_cfg = pytest.fixture(build_tiny_cfg, name="tiny_cfg")
-tiny_rcnn_cfg = pytest.fixture(build_tiny_rcnn_cfg, name="tiny_rcnn_cfg")
+
+
+@pytest.fixture
+def tiny_rcnn_cfg(tiny_cfg):
+    return build_tiny_rcnn_cfg(tiny_cfg)
 
 
 @pytest.fixture

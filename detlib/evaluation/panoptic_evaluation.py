@@ -3,6 +3,7 @@
 Shapes: H x W pixels, G segments of the ground truth and P predicted ones in an image, K categories.
 """
 
+import functools
 import itertools
 import logging
 import os
@@ -77,12 +78,16 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._output_dir = output_dir
         panoptic_json = self._metadata.get("panoptic_json")
         content = _read_panoptic_json(dataset_name, panoptic_json)
-        allow_outside = self._metadata.get("allow_outside", False)
-        self._label_maps = Folder(self._metadata.panoptic_root, panoptic_json, allow_outside, "panoptic_root")
+        self._panoptic_json = panoptic_json
         self._categories = content["categories"]
         self._index_of_category = {category["id"]: i for i, category in enumerate(self._categories)}
         self._annotations = {annotation["image_id"]: annotation for annotation in content.get("annotations", ())}
         self.reset()
+
+    @functools.cached_property
+    def _label_maps(self) -> Folder:
+        allow_outside = self._metadata.get("allow_outside", False)
+        return Folder(self._metadata.panoptic_root, self._panoptic_json, allow_outside, "panoptic_root")
 
     def reset(self) -> None:
         self._matches = SegmentMatches.zeros(len(self._categories))

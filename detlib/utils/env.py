@@ -92,10 +92,10 @@ def seed_all_generators(seed: int) -> None:
 
 def get_random_states() -> dict[str, Any]:
     """Where the random generators of python, numpy, torch and its device are, in types that can be saved."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
+    _, keys, *rest = np.random.get_state()  # The first is the name of the algorithm, which is fixed.
     states = {
         "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+        "numpy": (torch.from_numpy(keys.astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_initialized():
@@ -109,8 +109,8 @@ def set_random_states(states: dict[str, Any]) -> None:
     """Bring the random generators to where `get_random_states` found them; those of an absent accelerator are left."""
     version, internal, gauss_next = states["python"]
     random.setstate((version, tuple(internal), gauss_next))
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    keys, *rest = states["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
