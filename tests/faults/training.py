@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,7 +134,10 @@ class Run:
             options = ("SEED=-1", *options)  # All random numbers have to come from the checkpoint.
         process = FORK.Process(target=self._train, args=(options, trouble, prepare))
         process.start()
-        process.join(TIMEOUT)
+        end = time.monotonic() + TIMEOUT
+        # join() with a time waits for processes that load data, too, which notice after seconds that theirs is killed.
+        while process.exitcode is None and time.monotonic() < end:
+            time.sleep(0.02)
         if process.exitcode is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.join()
