@@ -27,8 +27,8 @@ quickstart: install ## Train, evaluate and draw: RetinaNet on a small dataset th
 	@echo "Weights, log and metrics are in $(OUTPUT), pictures of predictions in $(OUTPUT)/predictions."
 	@echo "Next: train on your own data, see README.md."
 
-test: install lint ## Lint, then run all tests
-	$(BIN)/python -m pytest
+test: install lint ## Lint, then run all tests, in a process for each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 faults: install ## Kill, interrupt and damage small trainings, each way TIMES times, and print what survived
 	$(BIN)/python -m tests.faults.run --times $(TIMES)

@@ -60,6 +60,7 @@ setup(
         "tracking": ["scipy>=1.10"],
         "dev": [
             "pytest>=8",
+            "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff>=0.6",
             "faster-coco-eval>=1.6",

@@ -1,8 +1,34 @@
+import logging
+
 import pytest
 import torch
 
 from detlib.config import get_cfg
+from detlib.data import DatasetCatalog, MetadataCatalog
 from detlib.structures import Boxes, Instances
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before():
+    """Takes away the handlers that trainers add, as they write to the output of the test that is over."""
+    loggers = [logging.getLogger(name) for name in ("detlib", "fvcore")]
+    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        for handler in set(logger.handlers).difference(handlers):
+            handler.close()
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def catalogs_as_before():
+    """Takes away the datasets that a test registers, so that tests can run in any order."""
+    before = [(catalog.data, set(catalog.data)) for catalog in (DatasetCatalog, MetadataCatalog)]
+    yield
+    for data, names in before:
+        for name in data.keys() - names:
+            del data[name]
 
 
 def build_tiny_cfg():

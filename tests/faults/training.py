@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -166,7 +167,9 @@ class Run:
         with open(self.folder / "output.txt", "ab", buffering=0) as output:
             for stream in (1, 2):
                 os.dup2(output.fileno(), stream)
-        # pytest has put others in their place.
+        # pytest has put others in their place, to which an earlier test may have led the logs.
+        for name in ("detlib", "fvcore"):
+            logging.getLogger(name).handlers.clear()
         sys.stdout = sys.stderr = open(1, "w", buffering=1)  # noqa: SIM115
         # After a fork, the threads of the parent are gone, which OpenMP would wait for.
         torch.set_num_threads(1)

@@ -40,14 +40,14 @@ def test_tools_that_the_page_calls_are_there(page):
 
 def test_missing_files_are_listed_with_remedy_tree_and_page(tmp_path):
     (tmp_path / "there").touch()
-    DatasetCatalog.register("incomplete", list)
+    DatasetCatalog.register("lacks_files", list)
     paths = [str(tmp_path / name) for name in ("there", "away/a", "b")]
-    files.require_files("incomplete", str(tmp_path), paths, "Make b.")
-    message = r"'incomplete' lacks \S*away/a, \S*/b\. Make b\. .*DETLIB_DATASETS.* there, away/a, b;"
+    files.require_files("lacks_files", str(tmp_path), paths, "Make b.")
+    message = r"'lacks_files' lacks \S*away/a, \S*/b\. Make b\. .*DETLIB_DATASETS.* there, away/a, b;"
     with pytest.raises(MissingFileError, match=message) as error:
-        DatasetCatalog.get("incomplete")
+        DatasetCatalog.get("lacks_files")
     assert files.DOCS_PAGE in str(error.value)
     for path in paths[1:]:
         Path(path).parent.mkdir(exist_ok=True)
         Path(path).touch()
-    assert DatasetCatalog.get("incomplete") == []
+    assert DatasetCatalog.get("lacks_files") == []
