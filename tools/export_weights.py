@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from detlib.checkpoint.files import local_path, missing_checkpoint, read_checkpoint, write_safetensors
+from detlib.checkpoint.files import read_checkpoint, source_of_copy, write_safetensors
 from detlib.checkpoint.hand_over import remove_wrappers
 from detlib.checkpoint.metadata import METADATA_KEY, with_versions
 from detlib.engine.setup import run_tool
@@ -46,11 +46,7 @@ def run() -> None:
     args = parse_args()
     if not args.output.endswith(".safetensors"):
         raise ConfigError(f"the output is {args.output!r}; its name must end with .safetensors")
-    source = local_path(PathManager, args.checkpoint)
-    if not os.path.isfile(source):
-        raise missing_checkpoint(source)
-    if os.path.exists(args.output) and os.path.samefile(source, args.output):
-        raise ConfigError(f"{args.output} is the checkpoint itself; write to another file")
+    source = source_of_copy(args.checkpoint, args.output)
     checkpoint = read_checkpoint(source)
     weights = {name: torch.as_tensor(value) for name, value in checkpoint["model"].items()}
     remove_wrappers(weights)

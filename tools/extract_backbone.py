@@ -2,12 +2,11 @@
 """Take the backbone out of a checkpoint, as weights to start another model from: a classifier, or a detector."""
 
 import argparse
-import os
 import sys
 
 import torch
 
-from detlib.checkpoint.files import local_path, missing_checkpoint, read_checkpoint, write_atomically
+from detlib.checkpoint.files import read_checkpoint, source_of_copy, write_atomically
 from detlib.checkpoint.hand_over import extract_backbone, first_parts, prefix_of_backbone, remove_wrappers
 from detlib.checkpoint.report import group_names
 from detlib.engine.setup import run_tool
@@ -50,11 +49,7 @@ def run() -> None:
     args = parse_args()
     if not args.output.endswith(".pth"):
         raise ConfigError(f"the output is {args.output!r}; its name must end with .pth")
-    source = local_path(PathManager, args.checkpoint)
-    if not os.path.isfile(source):
-        raise missing_checkpoint(source)
-    if os.path.exists(args.output) and os.path.samefile(source, args.output):
-        raise ConfigError(f"{args.output} is the checkpoint itself; write to another file")
+    source = source_of_copy(args.checkpoint, args.output)
     weights = {name: torch.as_tensor(value) for name, value in read_checkpoint(source)["model"].items()}
     remove_wrappers(weights)
     prefix = prefix_of_backbone(weights, args.prefix)

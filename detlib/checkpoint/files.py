@@ -18,12 +18,14 @@ from detlib.checkpoint.digest import check_digest, write_with_digest
 from detlib.checkpoint.metadata import METADATA_KEY
 from detlib.utils import comm, safe_pickle
 from detlib.utils.errors import CheckpointError, DamagedCheckpointError, DetlibError, MissingFileError
+from detlib.utils.file_io import PathManager
 
 __all__ = [
     "local_path",
     "missing_checkpoint",
     "read_checkpoint",
     "read_in_all_processes",
+    "source_of_copy",
     "unreadable_types",
     "write_atomically",
     "write_checkpoint",
@@ -58,6 +60,24 @@ def local_path(path_manager: PathManagerBase, path: str) -> str:
         raise CheckpointError(
             f"Could not fetch {path}: {error}. Without a network, put the file on this machine and give its path"
         ) from error
+
+
+def source_of_copy(address: str, output: str) -> str:
+    """The local file of a checkpoint of which a tool writes a part or another form to ``output``.
+
+    Args:
+        address: file, URL or address as MODEL.WEIGHTS takes it.
+
+    Raises:
+        MissingFileError: there is no such file.
+        CheckpointError: it is ``output`` itself.
+    """
+    source = local_path(PathManager, address)
+    if not os.path.isfile(source):
+        raise missing_checkpoint(source)
+    if os.path.exists(output) and os.path.samefile(source, output):
+        raise CheckpointError(f"{output} is the checkpoint itself; write to another file")
+    return source
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:

@@ -67,10 +67,11 @@ class ModelEMA(HookBase):
 
     def after_train(self) -> None:
         if self._checkpointer is not None and is_finished(self):
-            writer = _WeightsWriter(self._checkpointer.model, self._checkpointer.save_dir)
+            # Of weights alone, from which no training goes on.
+            writer = DetectionCheckpointer(self._checkpointer.model, self._checkpointer.save_dir)
             writer.metadata = self._checkpointer.metadata
             with self.applied():
-                writer.save(FILE, iteration=self.trainer.iter - 1)
+                writer.save_aside(FILE, iteration=self.trainer.iter - 1)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -96,12 +97,6 @@ class ModelEMA(HookBase):
             weight.copy_(average)
             average.copy_(kept)
         self._is_exchanged = not self._is_exchanged
-
-
-class _WeightsWriter(DetectionCheckpointer):
-    """Writes weights alone, from which no training goes on."""
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None: ...
 
 
 def build_ema(cfg: CfgNode, checkpointer: DetectionCheckpointer) -> ModelEMA | None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detlib.engine.diagnosis.step import samples_of
 from detlib.engine.train_loop import HookBase
 from detlib.engine.training_state import unwrap_model
 from detlib.utils import comm
@@ -65,13 +66,6 @@ def read_records(folder: str | Path) -> list[dict[int, dict[str, Any]]]:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         records.append({line["iteration"]: line for line in lines})
     return records
-
-
-def samples_of(batch: Any) -> list[str]:
-    """What names each sample of a batch: its file, or else its id or place; nothing if it is no list of dicts."""
-    samples = [sample for sample in batch if isinstance(sample, Mapping)] if isinstance(batch, (list, tuple)) else []
-    keys = ("file_name", "image_id", "sample_idx")
-    return [str(next((sample[key] for key in keys if key in sample), "?")) for sample in samples]
 
 
 def digest(value: Any) -> str:

@@ -53,10 +53,7 @@ def draw_curves(lines: Sequence[Mapping[str, float]], results: Mapping[int, Mapp
     losses = [name for name in names if "loss" in name and name not in result_names]
     losses.sort(key=lambda name: name != "total_loss")
     validation = [name for name in result_names if name.endswith("validation_loss")]
-    # Metrics with a "-" are of single classes.
-    metrics = [
-        n for n in result_names if "loss" not in n and "validation/" not in n and "-" not in n.rsplit("/", 1)[-1]
-    ]
+    metrics = [name for name in result_names if _is_overall(name)]
     panels = [
         ("losses", [(lines, losses), (evaluated, validation)]),
         ("learning rate", [(lines, [name for name in names if name == "lr"])]),
@@ -67,6 +64,7 @@ def draw_curves(lines: Sequence[Mapping[str, float]], results: Mapping[int, Mapp
     if not panels or max(len(lines), len(evaluated)) < 2:
         return None
     num_rows = (len(panels) + 1) // 2
+    last = max(line["iteration"] for line in (*lines, *evaluated))
     figure = Figure(figsize=(12, 4 * num_rows))
     # By hand, as a layout engine draws all of it twice.
     figure.subplots_adjust(
@@ -78,7 +76,7 @@ def draw_curves(lines: Sequence[Mapping[str, float]], results: Mapping[int, Mapp
         for source, curves in groups:
             for name in curves[:MAX_CURVES]:
                 _draw(axes, source, name, is_result=source is evaluated)
-        _finish(axes, title)
+        _finish(axes, title, last)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=80)
     return picture.getvalue()
@@ -86,7 +84,7 @@ def draw_curves(lines: Sequence[Mapping[str, float]], results: Mapping[int, Mapp
 
 def _is_overall(name: str) -> bool:
     """Whether a result is neither a loss nor, by a ``-`` in its name, of a single class."""
-    return "loss" not in name and "-" not in name.rsplit("/", 1)[-1]
+    return "loss" not in name and "validation/" not in name and "-" not in name.rsplit("/", 1)[-1]
 
 
 def _draw(axes: Any, lines: Sequence[Mapping[str, float]], name: str, is_result: bool) -> None:
@@ -104,8 +102,9 @@ def _draw(axes: Any, lines: Sequence[Mapping[str, float]], name: str, is_result:
     )
 
 
-def _finish(axes: Any, title: str) -> None:
+def _finish(axes: Any, title: str, last: int) -> None:
     axes.set_title(title)
+    axes.set_xlim(0, max(last, 1) * 1.03)  # The same for all, also for results of the end alone.
     axes.set_xlabel("iteration")
     axes.grid(alpha=0.3)
     if title != "losses":

@@ -81,5 +81,7 @@ def test_weights_alone_say_nothing_of_the_schedule(tmp_path, caplog):
 @pytest.mark.parametrize("stored", ["text", {"config": ": [", "classes": {"thing_classes": 3}}, {"datasets": [1]}])
 def test_metadata_that_makes_no_sense_is_no_error(tmp_path, stored):
     other = checkpointer(tmp_path, config="SEED: 2\n", classes={"thing_classes": ["a"]}, **datasets(a="x"))
-    torch.save({"model": nn.Linear(1, 1).state_dict(), "detlib": stored}, tmp_path / "m.pth")
+    model = nn.Linear(1, 1)
+    torch.save({"model": model.state_dict(), "detlib": stored}, tmp_path / "m.pth")
     other.load(str(tmp_path / "m.pth"))
+    assert torch.equal(other.model.weight, model.weight)

@@ -17,7 +17,7 @@ from detlib.utils.env import seed_all_rng
 from detlib.utils.errors import ConfigError
 from detlib.utils.events import log_scalar
 
-from .toy import Batches, ToyModel
+from .toy import Batches, ToyModel, interrupted_and_resumed
 
 
 class ToyTrainer(DefaultTrainer):
@@ -67,17 +67,7 @@ def test_every_event_reaches_hooks_also_after_backward(cfg):
 
 
 def test_resumed_training_ends_where_an_uninterrupted_one_does(cfg, tmp_path):
-    class Interrupt(HookBase):
-        def before_step(self):
-            if self.trainer.iter == 3:
-                raise KeyboardInterrupt
-
-    first = ToyTrainer(cfg)
-    first.register_hooks([Interrupt()])
-    with pytest.raises(KeyboardInterrupt):
-        first.train()
-    second = ToyTrainer(cfg)
-    second.resume_or_load(resume=True)
+    second = interrupted_and_resumed(ToyTrainer, cfg)
     assert second.start_iter == 2  # model_0000001.pth is the last checkpoint
     assert second.model.num_calls == 2
     second.train()

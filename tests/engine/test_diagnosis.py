@@ -15,6 +15,7 @@ from detlib.engine import AMPTrainer, HookBase, SimpleTrainer, create_ddp_model,
 from detlib.engine.diagnosis import NonFiniteLossError, TrainingMemoryError, UnusedParametersError, explain, read_step
 from detlib.engine.diagnosis.learning_rate import rate_advice
 from detlib.engine.diagnosis.plain import from_plain, to_plain
+from detlib.engine.diagnosis.step import samples_of
 from detlib.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks, RotatedBoxes
 from detlib.utils import comm
 from detlib.utils.errors import CheckpointError, DetlibError, NonFiniteError
@@ -412,3 +413,9 @@ def test_parameters_that_one_process_does_not_use_are_named_in_place_of_waiting_
     assert isinstance(error, UnusedParametersError)
     assert "2 parameters of Selective had no part in the loss of process 1 in iteration 0" in str(error)
     assert "unused.weight, unused.bias. " in str(error)
+
+
+def test_samples_are_named_by_file_or_else_by_number():
+    batch = [{"file_name": "a.jpg", "image_id": 3}, {"image_id": 3}, {"sample_idx": 7}, {}]
+    assert samples_of(batch) == ["a.jpg", "image_id 3", "sample_idx 7", "?"]
+    assert samples_of(torch.zeros(2)) == []

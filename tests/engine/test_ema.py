@@ -4,11 +4,11 @@ from torch import nn
 
 from detlib.checkpoint import DetectionCheckpointer
 from detlib.config import get_cfg
-from detlib.engine import DefaultTrainer, HookBase
+from detlib.engine import DefaultTrainer
 from detlib.engine.ema import ModelEMA, load_averages
 from detlib.utils.errors import ConfigError
 
-from .toy import Batches, ToyModel, toy_trainer
+from .toy import Batches, ToyModel, interrupted_and_resumed, toy_trainer
 
 
 class ToyTrainer(DefaultTrainer):
@@ -107,17 +107,7 @@ def test_final_file_has_the_averages_and_is_not_what_a_training_resumes(cfg, tmp
 
 
 def test_resumed_average_is_that_of_an_uninterrupted_training(cfg, tmp_path):
-    class Interrupt(HookBase):
-        def before_step(self):
-            if self.trainer.iter == 3:
-                raise KeyboardInterrupt
-
-    first = ToyTrainer(cfg)
-    first.register_hooks([Interrupt()])
-    with pytest.raises(KeyboardInterrupt):
-        first.train()
-    second = ToyTrainer(cfg)
-    second.resume_or_load(resume=True)
+    second = interrupted_and_resumed(ToyTrainer, cfg)
     assert second.start_iter == 2
     second.train()
     resumed = torch.load(tmp_path / "model_ema_final.pth", weights_only=False)["model"]["weight"]

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from detlib.engine.run_record import RunRecorder, digest, read_records, samples_of
+from detlib.engine.run_record import RunRecorder, digest, read_records
 from detlib.structures import Boxes, Instances
 from tests.engine.toy import toy_trainer
 
@@ -24,15 +24,6 @@ def test_line_of_an_iteration_that_is_made_again_replaces_the_first(tmp_path):
     record(tmp_path, 5, 6, start=1)
     (lines,) = read_records(tmp_path)
     assert [lines[i]["losses"]["loss"] for i in range(3)] == [2.0, 5.0, 6 * np.float32(0.5)]
-
-
-def test_samples_are_named_by_file_or_else_by_number():
-    assert samples_of([{"file_name": "a.jpg", "image_id": 3}, {"image_id": 3}, {"sample_idx": 7}]) == [
-        "a.jpg",
-        "3",
-        "7",
-    ]
-    assert samples_of(torch.zeros(2)) == []
 
 
 def sample(x=1.0):

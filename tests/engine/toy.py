@@ -44,3 +44,22 @@ class KeepStorage(HookBase):
 
     def before_train(self):
         self.storage = self.trainer.storage
+
+
+def interrupted_and_resumed(trainer_class, cfg):
+    """A trainer that is about to go on with what another one saved, which Ctrl-C ended before its iteration 3."""
+
+    class Interrupt(HookBase):
+        def before_step(self):
+            if self.trainer.iter == 3:
+                raise KeyboardInterrupt
+
+    first = trainer_class(cfg)
+    first.register_hooks([Interrupt()])
+    try:
+        first.train()
+    except KeyboardInterrupt:
+        second = trainer_class(cfg)
+        second.resume_or_load(resume=True)
+        return second
+    raise AssertionError("the training was to be interrupted")

@@ -196,6 +196,13 @@ def load_step(model: nn.Module, step: Mapping[str, Any]) -> list[Part]:
 
 
 def samples_of(batch: Any) -> list[str]:
-    """The file of each sample of a batch, or else its id."""
+    """What names each sample of a batch: its file, or else its id or place; nothing if it is no list of dicts."""
     samples = [sample for sample in batch if isinstance(sample, Mapping)] if isinstance(batch, (list, tuple)) else []
-    return [str(sample.get("file_name") or f"image_id {sample.get('image_id', '?')}") for sample in samples]
+    return [_name_of(sample) for sample in samples]
+
+
+def _name_of(sample: Mapping[str, Any]) -> str:
+    if sample.get("file_name"):
+        return str(sample["file_name"])
+    key = next((key for key in ("image_id", "sample_idx") if key in sample), None)
+    return f"{key} {sample[key]}" if key else "?"
