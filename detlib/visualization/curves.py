@@ -112,4 +112,4 @@ def _finish(axes: Any, title: str, last: int) -> None:
     elif all((line.get_ydata() > 0).any() for line in axes.lines):
         axes.set_yscale("log")
     if title in ("losses", "results"):
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper right" if title == "losses" else "lower left")
